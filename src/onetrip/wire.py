@@ -1,0 +1,316 @@
+"""The protocol between host and guest: bytes in, messages out; no I/O, no clock.
+
+Theory of operation
+-------------------
+Host and guest share one `SOCK_SEQPACKET` socket, so the kernel keeps packet boundaries: a packet arrives whole or not at all,
+and a host that dies and comes back never finds itself in the middle of one.  A *frame* is one message: a JSON header and any
+number of raw parts (source, image bytes, JSON bodies).  A frame larger than `PACKET_BYTES` is cut into packets; the first
+packet announces the sizes, so that they are refused before anything is allocated.
+
+    packet  = flags(1) [header_len(4) payload_len(4) when FIRST, big endian] body
+    body    = consecutive bytes of header + payload
+    header  = {"kind": str, "parts": [length of each part], ...fields}
+
+The guest shares its address space with code nobody trusts.  Everything it sends is checked here against `_GUEST_KINDS`
+and against the order of messages in `HostProtocol`; whatever does not fit raises `Violation`, which ends that sandbox and no
+other.  Every answer carries the `run` nonce of its own `Execute`, so a leftover of an earlier cell cannot answer a later one.
+
+stdout and stderr are not messages: they are two pipes that the host reads itself (docs/decisions/003).
+Standard library only: this file also runs inside the sandbox.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Final, Literal
+
+VERSION: Final = 1
+PACKET_BYTES: Final = 64 * 1024  # below net.core.wmem_default (208 KiB), so that every kernel takes a packet whole
+MAX_HEADER_BYTES: Final = 64 * 1024
+MAX_PAYLOAD_BYTES: Final = 64 * 1024 * 1024  # one frame: a figure, a value, the source of a cell
+MAX_PARTS: Final = 64
+_FIRST, _LAST = 1, 2
+_PREFIX: Final = 9  # flags + two lengths
+
+
+class Violation(Exception):
+    """The peer broke the protocol. The sandbox it belongs to must be ended; nothing else is affected."""
+
+
+# ---------------------------------------------------------------------------------------------------- messages
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """Host → guest, once, before the first cell: what this session may do. Sent before any user code has run."""
+
+    KIND: ClassVar = "hello"
+    session: Mapping[str, Any]  # {"rlimits": {name: [soft, hard]}, "modules": {"allow": [...]|null, "deny": [...]}}
+    parts: Sequence[bytes] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Execute:
+    """Host → guest: run one cell. One may be open at a time."""
+
+    KIND: ClassVar = "execute"
+    run: str  # nonce of this run; the answer must repeat it
+    cell: int  # 1, 2, 3 …: names the cell in tracebacks
+    final: bool  # a one-shot: join threads and run exit handlers before answering, as an ending program does
+    parts: Sequence[bytes] = ()  # [source as UTF-8, inputs as a JSON object]
+
+
+@dataclass(frozen=True, slots=True)
+class Shutdown:
+    """Host → guest: leave the loop. Only a courtesy; the host kills in any case."""
+
+    KIND: ClassVar = "shutdown"
+    parts: Sequence[bytes] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """Guest → host, once: the jail is closed and the loop is waiting. Sent before any user code has run."""
+
+    KIND: ClassVar = "ready"
+    version: int
+    python: str
+    held: tuple[str, ...]  # mechanisms that this process applied to itself
+    parts: Sequence[bytes] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Guest → host instead of `Ready`: a step of the jail failed and the sandbox did not start."""
+
+    KIND: ClassVar = "refused"
+    step: str
+    errno: int
+    detail: str
+    parts: Sequence[bytes] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Display:
+    """Guest → host while a cell runs: one rich output, as MIME type → bytes (`mimes[i]` belongs to `parts[i]`)."""
+
+    KIND: ClassVar = "display"
+    run: str
+    mimes: tuple[str, ...]
+    is_result: bool
+    parts: Sequence[bytes] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """Guest → host, exactly once per `Execute`. `parts[0]` is a JSON object, the guest's claims about the outcome:
+
+    `text` repr of the last expression or null · `value` its JSON form or null · `has_value` whether there is one ·
+    `error` null or {"type", "message", "traceback", "line"} · `interrupted` KeyboardInterrupt by the host's signal ·
+    `limit` null or the limit that the program's own exception points to ("memory", "disk", "processes").
+    """
+
+    KIND: ClassVar = "done"
+    run: str
+    parts: Sequence[bytes] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Goodbye:
+    """Guest → host: the loop ended on `Shutdown`. End of file without it is a crash."""
+
+    KIND: ClassVar = "goodbye"
+    parts: Sequence[bytes] = ()
+
+
+HostMessage = Hello | Execute | Shutdown
+GuestMessage = Ready | Refused | Display | Done | Goodbye
+_HOST_KINDS: Final = {"hello": Hello, "execute": Execute, "shutdown": Shutdown}
+_GUEST_KINDS: Final = {"ready": Ready, "refused": Refused, "display": Display, "done": Done, "goodbye": Goodbye}
+
+
+# ---------------------------------------------------------------------------------------------------- encoding
+
+
+def packets(message: HostMessage | GuestMessage) -> Iterator[bytes]:
+    """Cut one message into packets, to be sent in order and each in one `send`. Raises ValueError when it is too large."""
+    fields = {name: getattr(message, name) for name in message.__slots__ if name != "parts"}
+    parts = [bytes(part) for part in message.parts]
+    header = json.dumps({"kind": message.KIND, "parts": [len(part) for part in parts], **fields}).encode("ascii")
+    size = sum(map(len, parts))
+    if len(header) > MAX_HEADER_BYTES or size > MAX_PAYLOAD_BYTES or len(parts) > MAX_PARTS:
+        raise ValueError(f"a frame of {len(header)} + {size} bytes in {len(parts)} parts is over the protocol's limits")
+    prefix = len(header).to_bytes(4) + size.to_bytes(4)
+    body = b"".join([header, *parts])
+    room = PACKET_BYTES - _PREFIX
+    if len(body) <= room:
+        yield b"\x03" + prefix + body
+        return
+    yield b"\x01" + prefix + body[:room]
+    step = PACKET_BYTES - 1
+    for start in range(room, len(body), step):
+        yield (b"\x02" if start + step >= len(body) else b"\x00") + body[start : start + step]
+
+
+class _Reassembler:
+    """Packets → (header bytes, payload). Holds at most one frame, whose size was checked before it was allocated."""
+
+    def __init__(self) -> None:
+        self._buffer: bytearray | None = None
+        self._header_len = 0
+        self._total = 0
+
+    def feed(self, packet: bytes) -> tuple[bytes, memoryview] | None:
+        if not packet:
+            raise Violation("an empty packet")
+        flags = packet[0]
+        if flags > (_FIRST | _LAST):
+            raise Violation(f"unknown packet flags {flags:#x}")
+        if flags & _FIRST:
+            if self._buffer is not None:
+                raise Violation("a frame began inside another")
+            if len(packet) < _PREFIX:
+                raise Violation("a first packet without its sizes")
+            header_len, size = int.from_bytes(packet[1:5]), int.from_bytes(packet[5:9])
+            if not 2 <= header_len <= MAX_HEADER_BYTES or size > MAX_PAYLOAD_BYTES:
+                raise Violation(f"a frame of {header_len} + {size} bytes is over the limit")
+            self._header_len, self._total, self._buffer = header_len, header_len + size, bytearray()
+            body = packet[_PREFIX:]
+        else:
+            if self._buffer is None:
+                raise Violation("a continuation without a first packet")
+            body = packet[1:]
+            if not body:
+                raise Violation("a continuation without bytes")  # else a frame could be fed empty packets for ever
+        buffer = self._buffer
+        if len(buffer) + len(body) > self._total:
+            raise Violation("a frame longer than announced")
+        buffer += body
+        if not flags & _LAST:
+            if len(buffer) == self._total:
+                raise Violation("a frame went on after its last byte")
+            return None
+        if len(buffer) != self._total:
+            raise Violation("a frame shorter than announced")
+        self._buffer = None
+        whole = memoryview(bytes(buffer))
+        return bytes(whole[: self._header_len]), whole[self._header_len :]
+
+
+def _decode(kinds: Mapping[str, type], header: bytes, payload: memoryview) -> Any:
+    try:
+        raw = json.loads(header)
+    except (ValueError, RecursionError) as err:
+        raise Violation("a header that is not JSON") from err
+    if not isinstance(raw, dict):
+        raise Violation("a header that is not an object")
+    kind, lengths = raw.pop("kind", None), raw.pop("parts", None)
+    cls = kinds.get(kind) if isinstance(kind, str) else None
+    if cls is None:
+        raise Violation(f"unknown kind {str(kind)[:40]!r}")
+    if not isinstance(lengths, list) or len(lengths) > MAX_PARTS or not all(type(n) is int and n >= 0 for n in lengths):
+        raise Violation("part lengths that are not small whole numbers")
+    if sum(lengths) != len(payload):
+        raise Violation("part lengths that do not add up")
+    names = [name for name in cls.__slots__ if name != "parts"]
+    if set(raw) != set(names):
+        raise Violation(f"{kind}: wrong fields")
+    for name in names:
+        raw[name] = _checked(cls.KIND, name, raw[name])
+    parts, at = [], 0
+    for n in lengths:
+        parts.append(bytes(payload[at : at + n]))
+        at += n
+    return cls(**raw, parts=tuple(parts))
+
+
+_FIELD_TYPES: Final[Mapping[str, type]] = {
+    "session": dict,
+    "run": str,
+    "cell": int,
+    "final": bool,
+    "version": int,
+    "python": str,
+    "step": str,
+    "errno": int,
+    "detail": str,
+    "is_result": bool,
+}
+_NAME_LISTS: Final = frozenset({"held", "mimes"})
+_MAX_TEXT: Final = 4096  # characters of any text field in a header; long texts travel as parts
+
+
+def _checked(kind: str, name: str, value: Any) -> Any:
+    if name in _NAME_LISTS:
+        if not isinstance(value, list) or len(value) > MAX_PARTS or not all(isinstance(v, str) and len(v) <= 200 for v in value):
+            raise Violation(f"{kind}.{name}: not a list of names")
+        return tuple(value)
+    if type(value) is not _FIELD_TYPES[name] or (isinstance(value, str) and len(value) > _MAX_TEXT):
+        raise Violation(f"{kind}.{name}: wrong type or size")
+    return value
+
+
+# ---------------------------------------------------------------------------------------------------- the two ends
+
+HostState = Literal["starting", "idle", "running", "ended"]
+
+
+@dataclass(slots=True)
+class HostProtocol:
+    """The host's end: checks what the guest sends and when it sends it.
+
+    starting ─Ready→ idle ─execute()→ running ─Done→ idle;  Refused and Goodbye end it.  Display only while running.
+    """
+
+    state: HostState = "starting"
+    run: str | None = None
+    _frames: _Reassembler = field(default_factory=_Reassembler)
+
+    def execute(self, message: Execute) -> Iterator[bytes]:
+        """Packets that open a run. Raises RuntimeError when one is open already: that is the host's own mistake."""
+        if self.state != "idle":
+            raise RuntimeError(f"cannot execute while {self.state}")
+        out = packets(message)
+        self.state, self.run = "running", message.run
+        return out
+
+    def receive(self, packet: bytes) -> GuestMessage | None:
+        """One packet from the guest → the message it completes, or None. Raises Violation; the sandbox is then ended."""
+        if self.state == "ended":
+            raise Violation("a packet after the end")
+        frame = self._frames.feed(packet)
+        if frame is None:
+            return None
+        message: GuestMessage = _decode(_GUEST_KINDS, *frame)
+        match message:
+            case Ready():
+                if self.state != "starting" or message.version != VERSION:
+                    raise Violation("a second Ready, or one of another version")
+                self.state = "idle"
+            case Refused():
+                if self.state != "starting":
+                    raise Violation("Refused after Ready")
+                self.state = "ended"
+            case Display():
+                if self.state != "running" or message.run != self.run or len(message.mimes) != len(message.parts):
+                    raise Violation("a Display outside of its run")
+            case Done():
+                if self.state != "running" or message.run != self.run or len(message.parts) != 1:
+                    raise Violation("a Done that nobody waits for")
+                self.state, self.run = "idle", None
+            case Goodbye():
+                if self.state != "idle":
+                    raise Violation("Goodbye inside of a run")
+                self.state = "ended"
+        return message
+
+
+class GuestProtocol:
+    """The guest's end: packets from the host → messages. The host is trusted; only nonsense is refused."""
+
+    def __init__(self) -> None:
+        self._frames = _Reassembler()
+
+    def receive(self, packet: bytes) -> HostMessage | None:
+        frame = self._frames.feed(packet)
+        return None if frame is None else _decode(_HOST_KINDS, *frame)
