@@ -1,0 +1,200 @@
+"""Sessions by id, and one-shots: the one place through which cells go in and results come out.
+
+`Engine` is the seam that everything above speaks to, embedded or over a network; `LocalEngine` runs in this process on the jail
+of this machine.
+"""
+
+import asyncio
+import contextlib
+import secrets
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from onetrip import checks, environments, preload
+from onetrip.errors import BadRequest, NotFound, SessionGone
+from onetrip.files import Workspace
+from onetrip.model import Cell, Done, Event, Level, SessionSpec, Support
+from onetrip.pool import Pool
+from onetrip.tiers.jail import JailTier, reachable_level
+from onetrip.worker import Worker
+
+Files = Mapping[str, bytes]
+
+
+class Engine(Protocol):
+    async def open(self, spec: SessionSpec, files: Files) -> str: ...
+    def execute(self, session_id: str, cell: Cell) -> AsyncGenerator[Event]: ...
+    def run(self, spec: SessionSpec, cell: Cell, files: Files) -> AsyncGenerator[Event]: ...
+    def interrupt(self, session_id: str) -> None: ...
+    def files(self, session_id: str) -> Workspace: ...
+    async def close(self, session_id: str) -> None: ...
+    async def aclose(self) -> None: ...
+
+
+@dataclass(slots=True)
+class _Session:
+    spec: SessionSpec
+    worker: Worker
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock)  # one cell at a time; callers queue in order
+    gone: str | None = None
+
+
+class LocalEngine:
+    """See `Engine`. `start` before anything else; `aclose` ends every sandbox."""
+
+    def __init__(self, *, warm: int = 2, max_live: int = 2000, cgroup_parent: str | None = None, lease_s: float = 0.0, run_dir: Path | None = None) -> None:
+        self._warm, self._max_live = warm, max_live
+        self._cgroup_parent, self._lease_s, self._run_dir = cgroup_parent, lease_s, run_dir
+        self._tiers: dict[Level, tuple[JailTier, Pool]] = {}
+        self._sessions: dict[str, _Session] = {}
+        self._support: Support | None = None
+        self._starting = asyncio.Lock()
+
+    async def start(self, environment: str = "default", *, floor: Level = "strict") -> None:
+        """Make ready to run: probe the host, start the zygote, fill the pool. Optional: the first run does what is missing."""
+        _, pool = await self._backend(floor)
+        found = environments.find(environment)
+        for name in ("bare", "pandas"):
+            if any(node.name == name for node in found.nodes):
+                pool.prepare((environment, name))
+
+    def support(self) -> Support:
+        if self._support is None:
+            self._support = JailTier(environments.find, level="strict", cgroup_parent=self._cgroup_parent).probe()
+        return self._support
+
+    async def _backend(self, floor: Level) -> tuple[JailTier, Pool]:
+        async with self._starting:
+            if self._support is None:
+                self._support = await asyncio.to_thread(self.support)
+            level = reachable_level(self._support, floor)
+            if level not in self._tiers:
+                tier = JailTier(environments.find, level=level, cgroup_parent=self._cgroup_parent, lease_s=self._lease_s, run_dir=self._run_dir)
+                self._tiers[level] = tier, Pool(tier, warm=self._warm, max_live=self._max_live)
+            return self._tiers[level]
+
+    # ------------------------------------------------------------------ sessions
+
+    async def open(self, spec: SessionSpec, files: Files) -> str:
+        """Start a session; returns its id. Raises BadRequest, UnknownEnvironment, Unavailable, SandboxFailed; nothing is left then."""
+        nodes = _checked(spec)
+        _, pool = await self._backend(spec.isolation_floor)
+        # What a session will import is not known yet; the richest node costs it nothing but shared memory.
+        node = next((name for name in ("plot", "pandas") if any(node.name == name for node in nodes)), nodes[-1].name)
+        worker = await self._worker(pool, spec, node, files)
+        session_id = f"ses_{secrets.token_hex(12)}"
+        self._sessions[session_id] = _Session(spec, worker)
+        return session_id
+
+    async def execute(self, session_id: str, cell: Cell) -> AsyncGenerator[Event]:
+        """Run a cell in a session and yield its events, `Done` last. Cells of one session run one after the other."""
+        _check_cell(cell)
+        session = self._session(session_id)
+        asked = time.monotonic()
+        async with session.turn:
+            if session.gone is not None:
+                raise SessionGone(f"the session ended: {session.gone}")
+            queued_ms = (time.monotonic() - asked) * 1e3
+            events = session.worker.execute(cell, session.spec.limits, _run_id(), session_id=session_id, queue_ms=queued_ms, start_ms=0.0)
+            async with contextlib.aclosing(events):
+                async for event in events:
+                    if isinstance(event, Done) and not event.result.session.survived:
+                        await self._lose(session, event.result.session.note or "its process ended")
+                    yield event
+            if session.worker.ended is not None and session.gone is None:
+                await self._lose(session, session.worker.ended)
+
+    async def run(self, spec: SessionSpec, cell: Cell, files: Files) -> AsyncGenerator[Event]:
+        """A one-shot: a sandbox of its own for this cell, discarded afterwards."""
+        nodes = _checked(spec)
+        _check_cell(cell)
+        asked = time.monotonic()
+        _, pool = await self._backend(spec.isolation_floor)
+        queued = time.monotonic()
+        worker = await self._worker(pool, spec, preload.choose(nodes, cell.code), files)
+        try:
+            started = time.monotonic()
+            events = worker.execute(
+                cell, spec.limits, _run_id(), session_id=None, queue_ms=(queued - asked) * 1e3, start_ms=(started - queued) * 1e3
+            )
+            async with contextlib.aclosing(events):
+                async for event in events:
+                    yield event
+        finally:
+            pool.discard_soon(worker)
+
+    def interrupt(self, session_id: str) -> None:
+        self._session(session_id).worker.interrupt()
+
+    def files(self, session_id: str) -> Workspace:
+        """The session's files; methods block briefly. Raises NotFound, SessionGone."""
+        session = self._session(session_id)
+        if session.gone is not None:
+            raise SessionGone(f"the session ended: {session.gone}")
+        return session.worker.workspace
+
+    def note_files(self, session_id: str) -> None:
+        self._session(session_id).worker.note_files()
+
+    async def close(self, session_id: str) -> None:
+        """End a session and everything in it; waits until nothing is left. Closing twice does no harm."""
+        session = self._sessions.pop(session_id, None)
+        if session is not None and session.gone is None:
+            session.gone = "closed"
+            await self._tiers_pool(session).discard(session.worker)
+
+    async def aclose(self) -> None:
+        for session_id in list(self._sessions):
+            await self.close(session_id)
+        for tier, pool in self._tiers.values():
+            await pool.aclose()
+            await tier.aclose()
+        self._tiers.clear()
+
+    # ------------------------------------------------------------------ inside
+
+    async def _worker(self, pool: Pool, spec: SessionSpec, node: str, files: Files) -> Worker:
+        worker = await pool.acquire((spec.environment, node), spec.limits)
+        try:
+            if files:
+                for path, data in files.items():
+                    worker.workspace.write(path, data)
+                worker.note_files()
+            worker.greet(spec.limits, spec.policy)
+        except BaseException:
+            await pool.discard(worker)
+            raise
+        return worker
+
+    async def _lose(self, session: _Session, why: str) -> None:
+        session.gone = why
+        await self._tiers_pool(session).discard(session.worker)
+
+    def _tiers_pool(self, session: _Session) -> Pool:
+        assert self._support is not None  # a session exists, so the host was probed
+        return self._tiers[reachable_level(self._support, session.spec.isolation_floor)][1]
+
+    def _session(self, session_id: str) -> _Session:
+        session = self._sessions.get(session_id)
+        if session is None:
+            raise NotFound(f"there is no session {session_id[:60]!r}")
+        return session
+
+
+def _checked(spec: SessionSpec) -> tuple[environments.Node, ...]:
+    checks.check_limits(spec.limits)
+    checks.check_environment_name(spec.environment)
+    return environments.find(spec.environment).nodes
+
+
+def _check_cell(cell: Cell) -> None:
+    checks.check_source(cell.code)
+    checks.check_inputs(cell.inputs)
+    checks.check_timeout(cell.timeout_s)
+
+
+def _run_id() -> str:
+    return f"run_{secrets.token_hex(12)}"

@@ -1,0 +1,254 @@
+"""A session's files, seen from the host: every path opened beneath the workspace, never through a link, only regular files.
+
+The guest owns the directory and may change anything in it at any moment, so nothing is decided by looking at a path: a file is
+opened first (openat2(2), RESOLVE_BENEATH) and judged by its descriptor. Where we are root we act with the guest's own file-system
+uid, so that the kernel checks each access as if the program had made it.
+"""
+
+import contextlib
+import ctypes
+import errno
+import os
+import secrets
+import stat
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Final
+
+import msgspec
+
+from .errors import BadRequest, NotFound, WorkspaceFull
+from .model import FileChange
+
+MAX_PATH_BYTES: Final = 1024
+MAX_NAME_BYTES: Final = 255  # NAME_MAX
+MAX_ENTRIES: Final = 10_000  # of a listing; a sandbox can hold more inodes than anybody wants to read
+MAX_DEPTH: Final = 32
+MAX_READ_BYTES: Final = 512 << 20
+
+_SYS_OPENAT2: Final = 437  # the same number on every architecture
+_RESOLVE_NO_MAGICLINKS, _RESOLVE_NO_SYMLINKS, _RESOLVE_BENEATH, _RESOLVE_NO_XDEV = 0x02, 0x04, 0x08, 0x01
+_BENEATH: Final = _RESOLVE_BENEATH | _RESOLVE_NO_MAGICLINKS | _RESOLVE_NO_XDEV
+_libc: Final = ctypes.CDLL(None, use_errno=True)
+
+
+class FileInfo(msgspec.Struct, frozen=True):
+    path: str  # relative to the workspace
+    size: int
+    modified_ns: int
+
+
+Snapshot = Mapping[bytes, tuple[int, int, int, int]]  # raw path → (size, mtime, ctime, inode)
+
+
+class Workspace:
+    """The files below one directory descriptor, which stays the caller's. Every method may block on the disk, briefly."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        owner = os.fstat(fd)
+        self._owner = (owner.st_uid, owner.st_gid) if os.geteuid() == 0 and owner.st_uid else None
+
+    def write(self, path: str, data: bytes) -> None:
+        """Create or replace a file, and the folders above it. The new content appears whole or not at all."""
+        parts = _checked(path)
+        with self._as_owner(), _errors_for(path):
+            folder = self._make_folders(parts[:-1])
+            try:
+                temporary = f".upload-{secrets.token_hex(8)}"
+                fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644, dir_fd=folder)
+                try:
+                    with open(fd, "wb", buffering=0) as file:
+                        left = memoryview(data)
+                        while left:
+                            left = left[file.write(left) :]
+                    # Replaces a link, pipe or device of that name instead of following it; fails on a folder.
+                    os.rename(temporary, parts[-1], src_dir_fd=folder, dst_dir_fd=folder)
+                except BaseException:
+                    with contextlib.suppress(OSError):
+                        os.unlink(temporary, dir_fd=folder)
+                    raise
+            finally:
+                os.close(folder)
+
+    def read(self, path: str, *, max_bytes: int = MAX_READ_BYTES) -> bytes:
+        """The content of a regular file. Raises NotFound, or BadRequest for anything else and for more than `max_bytes`."""
+        parts = _checked(path)
+        with self._as_owner(), _errors_for(path):
+            # O_NONBLOCK: opening a FIFO must not wait for its other end.
+            fd = self._open("/".join(parts), os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
+            with open(fd, "rb", buffering=0) as file:
+                status = os.fstat(fd)
+                if not stat.S_ISREG(status.st_mode):
+                    raise BadRequest(f"{path!r} is not a regular file", field="path")
+                if status.st_blocks * 512 > max_bytes or status.st_size > max_bytes:
+                    raise BadRequest(f"{path!r} has {status.st_size} bytes, more than {max_bytes}", field="path")
+                chunks: list[bytes] = []
+                left = max_bytes
+                while left > 0 and (chunk := file.read(min(left, 1 << 20))):
+                    chunks.append(chunk)
+                    left -= len(chunk)
+                return b"".join(chunks)
+
+    def list(self) -> list[FileInfo]:
+        """Regular files, by path; at most `MAX_ENTRIES`."""
+        found = self.snapshot()
+        return [FileInfo(_printable(path), size, mtime) for path, (size, mtime, _, _) in sorted(found.items())]
+
+    def delete(self, path: str) -> None:
+        """Remove one file or link (not what it points to), or an empty folder."""
+        parts = _checked(path)
+        with self._as_owner(), _errors_for(path):
+            folder = self._open("/".join(parts[:-1]) or ".", os.O_PATH | os.O_DIRECTORY)
+            try:
+                try:
+                    os.unlink(parts[-1], dir_fd=folder)
+                except IsADirectoryError:
+                    os.rmdir(parts[-1], dir_fd=folder)
+            finally:
+                os.close(folder)
+
+    def snapshot(self) -> Snapshot:
+        """Every regular file with what tells a change, found by a walk that follows no link."""
+        found: dict[bytes, tuple[int, int, int, int]] = {}
+        with self._as_owner():
+            root = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._fd)
+            _walk(root, b"", 0, found)
+        return found
+
+    def changed_since(self, moment_ns: tuple[int, int]) -> bool:
+        """Whether the top folder changed since `top_moment`; a file system without files cannot change without that."""
+        return self.top_moment() != moment_ns
+
+    def top_moment(self) -> tuple[int, int]:
+        status = os.fstat(self._fd)
+        return status.st_mtime_ns, status.st_ctime_ns
+
+    def _make_folders(self, parts: Sequence[str]) -> int:
+        at = self._open(".", os.O_PATH | os.O_DIRECTORY)
+        for number in range(1, len(parts) + 1):
+            below = "/".join(parts[:number])
+            try:
+                with contextlib.suppress(FileExistsError):
+                    os.mkdir(parts[number - 1], 0o755, dir_fd=at)
+            finally:
+                os.close(at)
+            at = self._open(below, os.O_PATH | os.O_DIRECTORY, _RESOLVE_NO_SYMLINKS)
+        return at
+
+    def _open(self, path: str, flags: int, resolve: int = 0) -> int:
+        how = (ctypes.c_uint64 * 3)(flags | os.O_CLOEXEC, 0, _BENEATH | resolve)
+        fd = _libc.syscall(_SYS_OPENAT2, self._fd, path.encode(), how, ctypes.c_size_t(24))
+        if fd < 0:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number), path)
+        return int(fd)
+
+    @contextlib.contextmanager
+    def _as_owner(self) -> Iterator[None]:
+        """Act with the guest's ids on this thread (setfsuid(2)): root's own cannot even create a file in a foreign tmpfs."""
+        if self._owner is None:
+            yield
+            return
+        uid, gid = self._owner
+        _libc.setfsgid(gid)
+        _libc.setfsuid(uid)
+        try:
+            yield
+        finally:
+            _libc.setfsuid(0)
+            _libc.setfsgid(os.getegid())
+
+
+def diff(before: Snapshot, after: Snapshot) -> tuple[FileChange, ...]:
+    """What was created, modified and deleted between two snapshots, by path."""
+    changes: list[FileChange] = []
+    for path in sorted(before.keys() | after.keys()):
+        old, new = before.get(path), after.get(path)
+        if old == new:
+            continue
+        if new is None:
+            changes.append(FileChange(_printable(path), 0, "deleted"))
+        else:
+            changes.append(FileChange(_printable(path), new[0], "created" if old is None else "modified"))
+    return tuple(changes)
+
+
+def _walk(folder: int, prefix: bytes, depth: int, found: dict[bytes, tuple[int, int, int, int]]) -> None:
+    """Takes over `folder`."""
+    below: list[bytes] = []
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if len(found) >= MAX_ENTRIES:
+                    return
+                name = os.fsencode(entry.name)
+                try:
+                    status = entry.stat(follow_symlinks=False)
+                except OSError:
+                    continue  # gone meanwhile
+                if stat.S_ISREG(status.st_mode):
+                    found[prefix + name] = (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+                elif stat.S_ISDIR(status.st_mode) and depth < MAX_DEPTH:
+                    below.append(name)
+        for name in below:
+            try:
+                fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+            except OSError:
+                continue  # gone, replaced by a link, or made unreadable by the program itself
+            _walk(fd, prefix + name + b"/", depth + 1, found)
+    finally:
+        os.close(folder)
+
+
+def _checked(path: str) -> list[str]:
+    """The parts of a relative path. Raises BadRequest for what cannot be, or would leave the workspace."""
+    reason = None
+    parts: list[str] = []
+    try:
+        raw = path.encode()
+    except UnicodeEncodeError:
+        raise BadRequest(f"the path {path!r} is not text", field="path") from None
+    if not path:
+        reason = "is empty"
+    elif len(raw) > MAX_PATH_BYTES:
+        reason = f"has {len(raw)} bytes, more than {MAX_PATH_BYTES}"
+    elif path.startswith("/"):
+        reason = "is absolute; names of files are relative to the workspace"
+    elif any(ord(char) < 32 or ord(char) == 127 for char in path):
+        reason = "has control characters"
+    else:
+        parts = [part for part in path.split("/") if part not in ("", ".")]
+        if ".." in parts:
+            reason = "leaves the workspace"
+        elif not parts or path.endswith("/"):
+            reason = "names no file"
+        elif any(len(part.encode()) > MAX_NAME_BYTES for part in parts):
+            reason = f"has a part of more than {MAX_NAME_BYTES} bytes"
+    if reason:
+        raise BadRequest(f"the path {path[:100]!r} {reason}", field="path")
+    return parts
+
+
+def _printable(path: bytes) -> str:
+    return path.decode("utf-8", "replace")
+
+
+@contextlib.contextmanager
+def _errors_for(path: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as err:
+        shown = repr(path[:100])
+        match err.errno:
+            case errno.ENOENT:
+                raise NotFound(f"there is no file {shown} in the workspace", field="path") from err
+            case errno.ENOSPC | errno.EDQUOT | errno.EFBIG:
+                raise WorkspaceFull(f"no space for {shown} in the workspace") from err
+            case errno.EXDEV | errno.ELOOP:
+                raise BadRequest(f"{shown} leads out of the workspace", field="path") from err
+            case errno.EISDIR | errno.ENOTDIR | errno.ENOTEMPTY | errno.EEXIST:
+                raise BadRequest(f"{shown} is, or goes through, a folder or a file of the other kind", field="path") from err
+            case errno.EACCES | errno.EPERM | errno.ENXIO | errno.ENODEV:
+                raise BadRequest(f"{shown} may not be opened: {err.strerror}", field="path") from err
+            case _:
+                raise

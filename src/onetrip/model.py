@@ -1,0 +1,188 @@
+"""The frozen types that travel between the layers: what a caller asks for and what a run gave.
+
+Names and defaults are those of the native interface. Units are in the names. Decoding and validation of requests happens
+once, at the edge, by `msgspec`; nothing below this file sees a dictionary.
+"""
+
+from typing import Any, Literal
+
+import msgspec
+
+Status = Literal["completed", "failed", "limit_exceeded", "waiting", "interrupted", "lost"]
+LimitName = Literal["wall", "cpu", "memory", "processes", "disk", "output", "tool_calls"]
+Level = Literal["strict", "reduced"]
+
+
+class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What one run, and the whole process tree behind it, may use. Defaults are the product's; policy may cap them."""
+
+    wall_s: float = 60.0
+    cpu_s: float = 60.0  # of all processes of the sandbox together
+    memory_mb: int = 1024  # everything the sandbox holds in memory, its files included
+    processes: int = 64  # processes and threads
+    disk_mb: int = 512  # the workspace, and again the scratch directories
+    output_mb: int = 10  # stdout + stderr of one run
+    tool_calls: int = 1000
+
+
+class ModulePolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Top-level module names a program may import. Guidance to the model that writes it, not a wall."""
+
+    allow: tuple[str, ...] | None = None  # None: everything that is not denied
+    deny: tuple[str, ...] = ()
+
+
+class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    modules: ModulePolicy = ModulePolicy()
+    network: Literal["off"] = "off"
+
+
+class SessionSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What a session, or a one-shot, is made of."""
+
+    environment: str = "default"
+    limits: Limits = Limits()
+    policy: Policy = Policy()
+    metadata: dict[str, str] = {}
+    idle_timeout_s: float | None = None
+    isolation_floor: Level = "strict"
+
+
+class Cell(msgspec.Struct, frozen=True, kw_only=True):
+    """One piece of source to run. `inputs` become variables; they are JSON values."""
+
+    code: str
+    inputs: dict[str, Any] = {}
+    timeout_s: float | None = None  # overrides `limits.wall_s` for this cell
+    final: bool = False  # a one-shot: behaves at its end as an ending program does
+
+
+# ---------------------------------------------------------------------------------------------------- the result
+
+
+class Truncated(msgspec.Struct, frozen=True):
+    stdout: bool = False
+    stderr: bool = False
+
+
+class DisplayData(msgspec.Struct, frozen=True):
+    """One rich output: MIME type → text, or base64 where the type is binary."""
+
+    data: dict[str, str]
+    is_result: bool = False
+
+
+class ProgramError(msgspec.Struct, frozen=True):
+    """What the program raised, or how its process died."""
+
+    type: str
+    message: str
+    traceback: str = ""  # the program's own frames only
+    line: int | None = None  # line of the cell, counted from 1
+
+
+class LimitHit(msgspec.Struct, frozen=True):
+    name: LimitName
+    limit: float
+    unit: str
+
+
+class FileChange(msgspec.Struct, frozen=True):
+    path: str  # relative to the workspace
+    size: int
+    change: Literal["created", "modified", "deleted"]
+
+
+class SessionState(msgspec.Struct, frozen=True):
+    survived: bool
+    rolled_back: bool = False
+    checkpoint: bool = False
+    note: str | None = None
+
+
+class Usage(msgspec.Struct, frozen=True):
+    queue_ms: float = 0.0
+    start_ms: float = 0.0
+    wall_ms: float = 0.0
+    cpu_ms: float = 0.0
+    peak_memory_bytes: int = 0
+    output_bytes: int = 0
+
+
+class Isolation(msgspec.Struct, frozen=True):
+    tier: str
+    level: Level
+    mechanisms: tuple[str, ...]
+
+
+class Result(msgspec.Struct, frozen=True, kw_only=True):
+    """What one run gave. A program that fails is a result, never an exception."""
+
+    id: str
+    session_id: str | None
+    status: Status
+    text: str | None = None
+    value: Any = None
+    stdout: str = ""
+    stderr: str = ""
+    truncated: Truncated = Truncated()
+    displays: tuple[DisplayData, ...] = ()
+    error: ProgramError | None = None
+    limit: LimitHit | None = None
+    pending: tuple[()] = ()
+    tool_calls: tuple[()] = ()
+    files: tuple[FileChange, ...] = ()
+    session: SessionState = SessionState(survived=True)
+    usage: Usage = Usage()
+    isolation: Isolation
+
+    @property
+    def ok(self) -> bool:
+        return self.status == "completed"
+
+
+# ---------------------------------------------------------------------------------------------------- events of a run
+
+
+class Started(msgspec.Struct, frozen=True, tag="started"):
+    run_id: str
+
+
+class Stdout(msgspec.Struct, frozen=True, tag="stdout"):
+    text: str
+
+
+class Stderr(msgspec.Struct, frozen=True, tag="stderr"):
+    text: str
+
+
+class Displayed(msgspec.Struct, frozen=True, tag="display"):
+    display: DisplayData
+
+
+class Done(msgspec.Struct, frozen=True, tag="done"):
+    result: Result
+
+
+Event = Started | Stdout | Stderr | Displayed | Done
+
+
+# ---------------------------------------------------------------------------------------------------- what the host can do
+
+
+class Mechanism(msgspec.Struct, frozen=True):
+    """One mechanism that isolates or limits: whether it works here, and if not, why and what to do."""
+
+    name: str
+    works: bool
+    needed_for: Level | None  # the level that cannot be had without it; None: it only helps
+    detail: str  # what was found, or why it does not work
+    remedy: str | None = None
+
+
+class Support(msgspec.Struct, frozen=True):
+    """What a tier can give on this host. `level` None: nothing that we would start."""
+
+    tier: str
+    level: Level | None
+    mechanisms: tuple[Mechanism, ...]

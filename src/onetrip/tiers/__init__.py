@@ -1,0 +1,1 @@
+"""Ways to isolate, one file per tier behind the protocols of `base`."""

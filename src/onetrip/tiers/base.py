@@ -1,0 +1,103 @@
+"""What a tier has to bring: a place for the guest and a duplex channel to it, plus facts that come from the kernel.
+
+Guest and protocol are the same in every tier; nothing above this file knows how a sandbox is isolated.
+"""
+
+import socket
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import msgspec
+
+from ..model import Isolation, Limits, Support
+
+
+class LaunchSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """What one sandbox is launched with. `meta` is opaque to the tier and comes back when a restarted host adopts the sandbox."""
+
+    id: str
+    environment: str
+    node: str  # the zygote node wanted; a nearer ancestor may serve while it is still importing
+    limits: Limits
+    meta: Mapping[str, Any] = {}
+
+
+class Exit(msgspec.Struct, frozen=True):
+    """How the runner ended, from the kernel. Exactly one of `code` and `signal` is set, unless the tier itself was `lost`."""
+
+    code: int | None = None
+    signal: int | None = None
+    lost: str | None = None  # why the tier can no longer tell: the sandbox ended through no fault of the program
+
+
+class Reading(msgspec.Struct, frozen=True):
+    """Use of the whole process tree so far, from the kernel. `oom_kills` and `refused_forks` count since the launch."""
+
+    memory_bytes: int
+    peak_memory_bytes: int
+    cpu_us: int
+    oom_kills: int = 0
+    refused_forks: int = 0
+
+
+class Sandbox(Protocol):
+    """One live sandbox. Every method may be called after the end and then does no harm."""
+
+    id: str
+    node: str
+    meta: Mapping[str, Any]
+    channel: socket.socket  # SOCK_SEQPACKET, non-blocking; packets of `wire`
+    stdout: int  # read ends of pipes, non-blocking
+    stderr: int
+    workspace: int  # directory descriptor; paths below it are the guest's to play with, so open beneath it only
+
+    @property
+    def hard_memory(self) -> bool:
+        """Whether the kernel itself stops the tree at its memory limit; else the worker samples and kills."""
+        ...
+
+    def isolation(self, held: tuple[str, ...]) -> Isolation:
+        """What holds around this sandbox; `held` is what the guest's own process applied."""
+        ...
+
+    def rlimits(self, limits: Limits) -> dict[str, tuple[int, int]]:
+        """The resource limits that the guest sets before any user code, as a second line. Name → (soft, hard)."""
+        ...
+
+    def apply(self, limits: Limits) -> None:
+        """Change the limits of a sandbox that has not run user code yet. Raises OSError; the sandbox is then unusable."""
+        ...
+
+    def interrupt(self) -> None:
+        """Like Ctrl-C, for the runner only."""
+        ...
+
+    def kill(self) -> None:
+        """End every process of the sandbox, at once and surely. Returns before they are gone; `aclose` waits."""
+        ...
+
+    def on_exit(self, callback: Callable[[Exit], None]) -> None:
+        """Call back once when the runner has ended, or at once if it has."""
+        ...
+
+    def read_usage(self) -> Reading: ...
+
+    def reset_peak(self) -> None: ...
+
+    async def aclose(self) -> None:
+        """Kill, wait until every process is gone, and give back what the sandbox held. Nothing is left."""
+        ...
+
+
+class Tier(Protocol):
+    name: str
+
+    def probe(self) -> Support:
+        """What this host gives, by trying it. Blocking, some 10 ms; starts nothing that stays."""
+        ...
+
+    async def launch(self, spec: LaunchSpec) -> Sandbox:
+        """A new sandbox, whose guest will say `Ready`. Raises SandboxFailed naming the step; nothing is left then."""
+        ...
+
+    async def aclose(self) -> None: ...

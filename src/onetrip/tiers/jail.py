@@ -1,0 +1,256 @@
+"""The tier `jail`: namespaces, seccomp, Landlock and control groups around a forked interpreter, on the host's own kernel."""
+
+import asyncio
+import os
+import secrets
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from ..environments import Environment
+from ..errors import IsolationUnavailable, SandboxFailed
+from ..jail import cgroup, mounts
+from ..jail.launch import BOOT
+from ..model import Level, Limits, Support
+from . import jail_probe
+from .base import Exit, LaunchSpec
+from .jail_sandbox import JailSandbox
+from .jail_zygote import ISLAND, ZygoteHandle
+
+INODES: Final = 16384  # of each of a sandbox's two file systems; a directory entry costs the kernel about 1 KiB
+FIRST_UID: Final = 0x7000_0000  # systemd's UIDS-GIDS document: from here on unused by every known allocator
+UID_COUNT: Final = 0x1_0000
+ROTATE_AFTER: Final = 5000  # launches per zygote: its children share hash seed and address layout, so do not keep it for ever
+
+# The whole environment of a program. Threads: one, because a process with more cannot be forked safely (libgomp hangs).
+ENVIRON: Final[Mapping[str, str]] = {
+    "PATH": "/usr/bin:/bin",
+    "HOME": mounts.HOME,
+    "USER": "user",
+    "LANG": "C.UTF-8",
+    "TZ": "UTC",
+    "TMPDIR": "/tmp",
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "NUMEXPR_NUM_THREADS": "1",
+    "MPLCONFIGDIR": "/tmp/.matplotlib",
+    "XDG_CACHE_HOME": "/tmp/.cache",
+    "PYTHONDONTWRITEBYTECODE": "1",
+}
+
+
+class JailTier:
+    """See `base.Tier`. One zygote per environment, started when first wanted and replaced after `ROTATE_AFTER` launches."""
+
+    name = "jail"
+
+    def __init__(
+        self,
+        find_environment: Callable[[str], Environment],
+        *,
+        level: Level,
+        cgroup_parent: str | None = None,
+        lease_s: float = 0.0,
+        run_dir: Path | None = None,
+        guest_environ: Mapping[str, str] = {},
+    ) -> None:
+        self._find = find_environment
+        self._level: Level = level
+        self._lease_s = lease_s
+        self._guest_environ = guest_environ
+        self._temporary = tempfile.TemporaryDirectory(prefix="onetrip-", ignore_cleanup_errors=True) if run_dir is None else None
+        self.run_dir = Path(self._temporary.name) if self._temporary else run_dir
+        self._hierarchy = cgroup.probe(cgroup_parent)
+        self._zygotes: dict[str, ZygoteHandle] = {}
+        self._starting: dict[str, asyncio.Lock] = {}
+        self._launched: dict[ZygoteHandle, int] = {}
+        self._live: dict[ZygoteHandle, dict[str, JailSandbox]] = {}
+        self._retired: set[ZygoteHandle] = set()
+        self._next_uid = secrets.randbelow(UID_COUNT - 2)
+        self._next_cpu = 0
+        self._ids = (FIRST_UID, UID_COUNT) if os.geteuid() == 0 and _may_map_ids() else None
+
+    def probe(self) -> Support:
+        return jail_probe.probe(self._hierarchy)
+
+    # ------------------------------------------------------------------ zygotes
+
+    async def zygote(self, environment: str) -> ZygoteHandle:
+        """The zygote that serves this environment, started if need be. Raises SandboxFailed, UnknownEnvironment."""
+        lock = self._starting.setdefault(environment, asyncio.Lock())
+        async with lock:
+            current = self._zygotes.get(environment)
+            if current is not None and not current.lost and self._launched[current] < ROTATE_AFTER:
+                return current
+            if current is not None:
+                self._retire(environment, current)
+            started = await self._start(self._find(environment))
+            self._zygotes[environment] = started
+            return started
+
+    async def _start(self, environment: Environment) -> ZygoteHandle:
+        python = environment.python
+        tree, executable, purelib = mounts.plan(
+            island=ISLAND,
+            prefix=python.base_prefix,
+            stdlib=python.stdlib,
+            executable=python.executable,
+            purelib=python.purelib,
+            site_packages=str(environment.site_packages),
+        )
+        environ = {**ENVIRON, **self._guest_environ}
+        if python.enable_shared and python.libdir and not python.base_prefix.startswith("/usr"):
+            environ["LD_LIBRARY_PATH"] = mounts.PREFIX + python.libdir.removeprefix(python.base_prefix)
+        strict = self._level == "strict"
+        island = mounts.ISLAND if strict else ISLAND
+        house = {
+            "level": self._level,
+            "tree": {"binds": tree.binds, "copies": tree.copies, "links": tree.links, "texts": tree.texts, "folders": tree.folders},
+            "ids": self._ids,
+            "argv": [executable if strict else python.executable, "-I", "-B", "-c", BOOT, island, "zygote"],
+            "environ": environ,
+        }
+        readonly = ["/"]  # all of the root is ours to show; the rules are about writing
+        if not strict:
+            readonly = ["/usr/lib", "/lib", "/lib64", python.base_prefix, str(environment.site_packages), "/etc/ld.so.cache", "/dev/urandom"]
+        config = {
+            "level": self._level,
+            "lease_s": self._lease_s,
+            "nodes": [{"name": node.name, "parent": node.parent, "imports": list(node.imports)} for node in environment.nodes],
+            "site_packages": purelib if strict else str(environment.site_packages),
+            "readonly": readonly,
+        }
+        handle = await ZygoteHandle.start(house, config, self.run_dir / f"{secrets.token_hex(4)}.sock")
+        self._launched[handle], self._live[handle] = 0, {}
+        handle.on_event = lambda message, fds: self._event(handle, message, fds)
+        handle.on_lost = lambda: self._lost(handle)
+        return handle
+
+    def _event(self, handle: ZygoteHandle, message: Mapping[str, Any], fds: list[int]) -> None:
+        for fd in fds:
+            os.close(fd)
+        if message["event"] == "exited" and (sandbox := self._live[handle].get(message["id"])):
+            code = os.waitstatus_to_exitcode(message["status"])
+            sandbox.ended(Exit(code=code) if code >= 0 else Exit(signal=-code))
+
+    def _lost(self, handle: ZygoteHandle) -> None:
+        for sandbox in list(self._live[handle].values()):
+            sandbox.ended(Exit(lost="the zygote that it was forked from died"))
+
+    def _retire(self, environment: str, handle: ZygoteHandle) -> None:
+        """Give it no more work; it ends when its last sandbox does."""
+        self._retired.add(handle)
+        self._zygotes.pop(environment, None)
+        if not self._live[handle]:
+            self._end_retired(handle)
+
+    def _end_retired(self, handle: ZygoteHandle) -> None:
+        self._retired.discard(handle)
+        task = asyncio.ensure_future(handle.aclose())
+        self._ending = getattr(self, "_ending", set())
+        self._ending.add(task)
+        task.add_done_callback(self._ending.discard)
+
+    # ------------------------------------------------------------------ sandboxes
+
+    async def launch(self, spec: LaunchSpec) -> JailSandbox:
+        handle = await self.zygote(spec.environment)
+        self._launched[handle] += 1
+        group = self._make_group(spec)
+        try:
+            fds, node = await handle.launch(self._request(spec, group), group.procs_fds if group else ())
+        except BaseException:
+            if group is not None:
+                group.remove()
+            raise
+        if group is not None:
+            group.close_procs()
+        live = self._live[handle]
+
+        def closed() -> None:
+            live.pop(spec.id, None)
+            handle.tell({"do": "forget", "id": spec.id})
+            if handle in self._retired and not live:
+                self._end_retired(handle)
+
+        sandbox = JailSandbox(
+            name=spec.id,
+            node=node,
+            meta=spec.meta,
+            level=self._level,
+            limits=spec.limits,
+            fds=fds,
+            group=group,
+            controllers=self._hierarchy.names if group else ("watchdog",),
+            on_close=closed,
+        )
+        live[spec.id] = sandbox
+        return sandbox
+
+    def _make_group(self, spec: LaunchSpec) -> cgroup.Group | None:
+        if self._hierarchy.version == "none":
+            return None
+        try:
+            return cgroup.Group.create(
+                self._hierarchy, spec.id, memory_bytes=spec.limits.memory_mb << 20, processes=spec.limits.processes + 1, cpus=1.0
+            )
+        except OSError as err:
+            raise SandboxFailed(f"the jail's step “make the control group” failed: {err}") from err
+
+    def _request(self, spec: LaunchSpec, group: cgroup.Group | None) -> dict[str, Any]:
+        cpu: int | None = None
+        if group is None:
+            cpus = sorted(os.sched_getaffinity(0))
+            cpu, self._next_cpu = cpus[self._next_cpu % len(cpus)], self._next_cpu + 1
+        uid = 0
+        if self._ids:
+            self._next_uid = (self._next_uid + 1) % (UID_COUNT - 2)
+            uid = self._next_uid + 1
+        return {
+            "id": spec.id,
+            "node": spec.node,
+            "meta": dict(spec.meta),
+            "disk_bytes": spec.limits.disk_mb << 20,
+            "inodes": INODES,
+            "uid": uid,
+            "cpu": cpu,
+            "workspace": mounts.WORKSPACE,
+            "writable": [mounts.WORKSPACE, "/tmp", mounts.HOME, "/dev/shm"],
+        }
+
+    def detach(self) -> None:
+        """Leave every zygote, with its sandboxes, to the next host (see `lease_s`)."""
+        for handle in self._live:
+            handle.detach()
+
+    async def aclose(self) -> None:
+        async with asyncio.TaskGroup() as closing:
+            for live in self._live.values():
+                for sandbox in list(live.values()):
+                    closing.create_task(sandbox.aclose())
+        async with asyncio.TaskGroup() as closing:
+            for handle in self._live:
+                closing.create_task(handle.aclose())
+        if self._temporary is not None:
+            self._temporary.cleanup()
+
+
+def _may_map_ids() -> bool:
+    """Whether a range of ids can be mapped: only from the initial user namespace can we know that the range is unused."""
+    with open("/proc/self/uid_map", encoding="ascii") as file:
+        return file.read().split() == ["0", "0", "4294967295"]
+
+
+def reachable_level(support: Support, floor: Level) -> Level:
+    """The strongest level that the host gives, if it is not below the floor. Raises IsolationUnavailable."""
+    if support.level is None or (support.level == "reduced" and floor == "strict"):
+        missing = [m for m in support.mechanisms if not m.works and m.needed_for is not None]
+        what = "; ".join(f"{m.name}: {m.detail}" for m in missing) or "unknown"
+        remedy = next((m.remedy for m in missing if m.remedy), None)
+        raise IsolationUnavailable(f"this host cannot give isolation level “{floor}” ({what})", hint=remedy)
+    return support.level
+
+
+DEFAULT_LIMITS: Final = Limits()

@@ -1,0 +1,158 @@
+"""The host's handle on one sandbox of the jail: signals by handle, facts from the kernel, certain clean-up."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from ..errors import PlatformError
+from ..jail import cgroup, usage
+from ..model import Isolation, Level, Limits
+from .base import Exit, Reading
+
+CLOSE_S: Final = 10  # killing a process tree takes milliseconds; longer means that the kernel is stuck on it
+_MIB: Final = 1 << 20
+
+
+class JailSandbox:
+    """See `base.Sandbox`. `group` or `sampler` counts: a control group where there is one, else a sample of the process tree."""
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        node: str,
+        meta: Mapping[str, Any],
+        level: Level,
+        limits: Limits,
+        fds: list[int],
+        group: cgroup.Group | None,
+        controllers: tuple[str, ...],
+        on_close: Callable[[], None],
+    ) -> None:
+        self.id, self.node, self.meta = name, node, meta
+        self._level: Level = level
+        self._limits = limits
+        self._group, self._controllers = group, controllers
+        self._on_close = on_close
+        self._callback: Callable[[Exit], None] | None = None
+        self._exit: Exit | None = None
+        self._closed = False
+        self._memory_at_start = 0
+        channel, self.stdout, self.stderr, *rest = fds
+        self.channel = socket.socket(fileno=channel)
+        if level == "strict":
+            self._init, self._runner, self.workspace, self._proc = rest
+        else:
+            (self._runner, self.workspace), self._init, self._proc = rest, -1, -1
+        for end in (self.channel.fileno(), self.stdout, self.stderr):
+            os.set_blocking(end, False)
+        self._sampler = usage.Sampler(self._proc) if group is None and self._proc >= 0 else None
+
+    @property
+    def hard_memory(self) -> bool:
+        return self._group is not None
+
+    def isolation(self, held: tuple[str, ...]) -> Isolation:
+        return Isolation("jail", self._level, (*held, *self._controllers))
+
+    def rlimits(self, limits: Limits) -> dict[str, tuple[int, int]]:
+        file_bytes = limits.disk_mb * _MIB
+        limited = {"FSIZE": (file_bytes, file_bytes)}
+        # A single process that asks for too much gets a MemoryError and lives; the control group is the wall behind it. Counted
+        # from what the zygote holds already, because the limit is on all private writable memory of the process (setrlimit(2)).
+        data = self._data_at_start() + limits.memory_mb * _MIB * 15 // 16
+        limited["DATA"] = (data, data)
+        # Per user namespace since Linux 5.14, so it does not count the processes of others. +1: init.
+        if self._level == "strict":
+            limited["NPROC"] = (limits.processes + 1, limits.processes + 1)
+        return limited
+
+    def _data_at_start(self) -> int:
+        """VmData of the runner before any user code ran, in bytes."""
+        if self._proc < 0:
+            return 256 * _MIB
+        try:
+            fd = os.open(f"{self._runner_number()}/statm", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._proc)
+        except OSError:
+            return 256 * _MIB
+        with open(fd, "rb") as file:
+            return int(file.read().split()[5]) * os.sysconf("SC_PAGESIZE")
+
+    def _runner_number(self) -> int:
+        return 2  # init is the first process of the namespace, the runner the second
+
+    def apply(self, limits: Limits) -> None:
+        if self._group is not None:
+            self._group.set_limits(memory_bytes=limits.memory_mb * _MIB, processes=limits.processes + 1)
+        self._limits = limits
+
+    def interrupt(self) -> None:
+        with contextlib.suppress(ProcessLookupError, OSError):
+            if not self._closed:
+                signal.pidfd_send_signal(self._runner, signal.SIGINT)
+
+    def kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            if not self._closed:
+                signal.pidfd_send_signal(self._init if self._init >= 0 else self._runner, signal.SIGKILL)
+
+    def on_exit(self, callback: Callable[[Exit], None]) -> None:
+        self._callback = callback
+        if self._exit is not None:
+            callback(self._exit)
+
+    def ended(self, how: Exit) -> None:
+        """Called by the tier, once."""
+        if self._exit is None:
+            self._exit = how
+            if self._callback is not None:
+                self._callback(how)
+
+    def read_usage(self) -> Reading:
+        if self._closed:
+            return Reading(0, 0, 0)
+        if self._group is not None:
+            now = self._group.usage()
+            return Reading(now.memory_bytes, now.peak_memory_bytes, now.cpu_us, now.oom_kills, now.refused_forks)
+        if self._sampler is not None:
+            sample = self._sampler.sample()
+            return Reading(sample.memory_bytes, sample.memory_bytes, sample.cpu_us)
+        return Reading(0, 0, 0)
+
+    def reset_peak(self) -> None:
+        if self._group is not None and not self._closed:
+            self._group.reset_peak()
+
+    async def aclose(self) -> None:
+        if self._closed:
+            return
+        self.kill()
+        self._closed = True
+        try:
+            # init is gone only when everything in its PID namespace is (pid_namespaces(7)).
+            await wait_readable(self._init if self._init >= 0 else self._runner, CLOSE_S)
+        except TimeoutError as err:
+            raise PlatformError(f"sandbox {self.id} did not end within {CLOSE_S} s after SIGKILL") from err
+        finally:
+            self._on_close()
+            self.channel.close()
+            for fd in (self.stdout, self.stderr, self._init, self._runner, self.workspace, self._proc):
+                if fd >= 0:
+                    os.close(fd)
+        if self._group is not None:
+            self._group.remove()
+
+
+async def wait_readable(fd: int, timeout_s: float) -> None:
+    """Until the descriptor is readable; for a pidfd that is the end of the process. Raises TimeoutError."""
+    loop = asyncio.get_running_loop()
+    ready = loop.create_future()
+    loop.add_reader(fd, lambda: ready.done() or ready.set_result(None))
+    try:
+        await asyncio.wait_for(ready, timeout_s)
+    finally:
+        loop.remove_reader(fd)
