@@ -1,0 +1,309 @@
+"""The jail: `HouseSpec`, `RoomSpec` and the ordered lists of steps. The only caller of the mechanisms.
+
+Theory of operation
+-------------------
+Three processes enter, one after the other, and each gives up what the next must not have:
+
+    house    once per zygote      new namespaces, the read-only root, then `exec` with an empty environment
+    room     once per sandbox     the sandbox's own namespaces, its writable mounts; becomes init, PID 1
+    runner   once per sandbox     joins init's namespaces; cgroup, rlimits, capabilities, Landlock, seccomp; then user code
+
+Every step either holds or raises `StepFailed` with its name and errno, and the process that tried it ends: there is no sandbox
+with a step missing. The order inside a list is part of the design; each line says why it stands where it does.
+
+At level `reduced` there are no namespaces: `house` only opens, `room` does not exist, and the runner relies on Landlock, on the
+stricter filter (no child processes, no sockets but AF_UNIX), and on rlimits.
+"""
+
+import contextlib
+import os
+import resource
+import signal
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from . import landlock, mounts, seccomp, syscalls
+
+Level = Literal["strict", "reduced"]
+GUEST_UID: Final = 1000  # what the program sees; which uid it is outside depends on who started the zygote
+_ROOM_NAMESPACES: Final = syscalls.CLONE_NEWNS | syscalls.CLONE_NEWNET | syscalls.CLONE_NEWIPC | syscalls.CLONE_NEWUTS
+_HOUSE_NAMESPACES: Final = _ROOM_NAMESPACES | syscalls.CLONE_NEWUSER | syscalls.CLONE_NEWPID
+
+NOFILE: Final = 1024  # also bounds memory hidden in socket buffers: 512 pairs x 208 KiB, net.core.wmem_default
+STACK_BYTES: Final = 8 << 20
+DEVICES: Final = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
+
+
+class StepFailed(Exception):
+    """A step of the jail could not be done; the process that raised this must end. `step` names it, `errno` is the kernel's."""
+
+    def __init__(self, step: str, errno: int, detail: str) -> None:
+        super().__init__(f"{step}: {detail}")
+        self.step, self.errno, self.detail = step, errno, detail
+
+
+@contextlib.contextmanager
+def step(name: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as err:
+        raise StepFailed(name, err.errno or 0, str(err)) from err
+
+
+# ---------------------------------------------------------------------------------------------------- house
+
+
+@dataclass(frozen=True, slots=True)
+class HouseSpec:
+    """What one zygote is made of. `ids` is (first host uid, count) where we may map a range, else None: only our own id."""
+
+    level: Level
+    tree: mounts.Tree
+    ids: tuple[int, int] | None
+    argv: Sequence[str]  # executed inside the house
+    environ: Mapping[str, str]
+
+    @classmethod
+    def from_json(cls, raw: Mapping[str, Any]) -> "HouseSpec":
+        ids = raw["ids"]
+        return cls(raw["level"], mounts.Tree.from_json(raw["tree"]), tuple(ids) if ids else None, raw["argv"], raw["environ"])
+
+
+def house(spec: HouseSpec) -> int:
+    """Build the house and start `spec.argv` in it as the first process of a PID namespace; returns its pid here.
+
+    The child reports a failure of its own steps by exiting through `StepFailed`, which the caller passes on.
+    Descriptors that are inheritable stay open across the `exec`.
+    """
+    os.umask(0o022)
+    with step("drop supplementary groups"):
+        if spec.ids:
+            os.setgroups([])
+    with _id_mapper(spec.ids) as map_ids, step("unshare the house's namespaces"):
+        uid, gid = os.geteuid(), os.getegid()
+        syscalls.unshare(_HOUSE_NAMESPACES)
+        map_ids(uid, gid)
+    with step("make mounts private"):
+        syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_PRIVATE, None)
+    with step("open what the root is made of"):
+        # Still with the caller's host uid, so that an interpreter below a directory which only it may enter can be opened.
+        sources = mounts.open_sources(spec.tree)
+    with step("become root of the user namespace"):
+        os.setresgid(0, 0, 0)
+        os.setresuid(0, 0, 0)
+    pid = os.fork()
+    if pid:
+        return pid
+    with step("start a session of its own"):
+        os.setsid()  # no controlling terminal: Ctrl-C there is not for us, and nobody can type into it (TIOCSTI)
+    with step("name the host"):
+        syscalls.sethostname("sandbox")
+    with step("build the root"):
+        mounts.build(spec.tree, sources)
+    with step("start the zygote"):
+        os.execve(spec.argv[0], list(spec.argv), dict(spec.environ))
+
+
+@contextlib.contextmanager
+def _id_mapper(ids: tuple[int, int] | None) -> Iterator[Any]:
+    """A function that maps this process's new user namespace: itself to root, or a whole range by a helper that stays outside.
+
+    Writing more than one's own id needs a capability in the parent namespace (user_namespaces(7)), hence the helper, which is
+    forked before and waits for the word.
+    """
+    if ids is None:
+
+        def map_own(uid: int, gid: int) -> None:
+            write_maps("/proc/self", f"0 {uid} 1", f"0 {gid} 1", deny_setgroups=True)
+
+        yield map_own
+        return
+    first, count = ids
+    target = os.getpid()
+    read_end, write_end = os.pipe()
+    helper = os.fork()
+    if helper == 0:
+        os.close(write_end)
+        if os.read(read_end, 1):
+            try:
+                write_maps(f"/proc/{target}", f"0 {first} {count}", f"0 {first} {count}", deny_setgroups=False)
+            except OSError as err:
+                os._exit(err.errno or 255)
+        os._exit(0)
+    os.close(read_end)
+
+    def map_range(_uid: int, _gid: int) -> None:
+        os.write(write_end, b"1")
+        status = os.waitstatus_to_exitcode(os.waitpid(helper, 0)[1])
+        if status:
+            raise OSError(status, os.strerror(status), "uid_map")
+
+    try:
+        yield map_range
+    finally:
+        os.close(write_end)
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(helper, 0)
+
+
+def write_maps(folder: str, uids: str, gids: str, *, deny_setgroups: bool) -> None:
+    lines = [("uid_map", uids), ("setgroups", "deny"), ("gid_map", gids)]
+    for name, line in lines:
+        if name == "setgroups" and not deny_setgroups:
+            continue
+        fd = os.open(f"{folder}/{name}", os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(fd, line.encode())
+        finally:
+            os.close(fd)
+
+
+# ---------------------------------------------------------------------------------------------------- room
+
+
+@dataclass(frozen=True, slots=True)
+class RoomSpec:
+    """One sandbox. `uid` is its owner as the zygote's user namespace counts it: 0 where only one id is mapped."""
+
+    disk_bytes: int
+    inodes: int
+    uid: int
+
+
+def room(spec: RoomSpec) -> tuple[int, int]:
+    """Turn this freshly forked first process of a PID namespace into the sandbox's init.
+
+    Returns descriptors of the workspace and of the sandbox's /proc, for the host. Afterwards the process may only wait.
+    """
+    with step("unshare the room's namespaces"):
+        syscalls.unshare(_ROOM_NAMESPACES)
+    with step("mount the workspace, scratch and /proc"):
+        mounts.mount_room(disk_bytes=spec.disk_bytes, inodes=spec.inodes, uid=spec.uid)
+    with step("bring up loopback"):
+        syscalls.bring_loopback_up()  # the program's own servers and clients work; there is nothing else to reach
+    with step("open the workspace"):
+        workspace = os.open(mounts.WORKSPACE, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    with step("give up the zygote's identity"):
+        if spec.uid:
+            os.setresgid(spec.uid, spec.uid, spec.uid)
+            os.setresuid(spec.uid, spec.uid, spec.uid)
+    with step("unshare the user namespace"):
+        # Last, so that the mounts belong to the zygote's namespace and the sandbox has no power over them, whatever it regains.
+        syscalls.unshare(syscalls.CLONE_NEWUSER)
+        syscalls.set_dumpable(True)  # changing ids made us undumpable, and then /proc/self is not ours to write
+        write_maps("/proc/self", f"{GUEST_UID} {spec.uid} 1", f"{GUEST_UID} {spec.uid} 1", deny_setgroups=True)
+    return workspace, proc
+
+
+def be_init() -> None:
+    """Wait for ever as PID 1: orphans are reaped by the kernel (SIGCHLD ignored, wait(2)), and no signal from inside the
+    namespace reaches a first process without handlers (pid_namespaces(7)). Its death is the death of everything in it."""
+    with step("die with the zygote"):
+        syscalls.set_pdeathsig(signal.SIGKILL)
+    with step("be out of reach of ptrace"):
+        syscalls.set_dumpable(False)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    while True:
+        signal.pause()
+
+
+# ---------------------------------------------------------------------------------------------------- runner
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerSpec:
+    """What the runner takes with it: descriptors by name, donated, and where it may go."""
+
+    level: Level
+    channel: int
+    stdout: int
+    stderr: int
+    cgroup_procs: Sequence[int]
+    init_pidfd: int  # -1 at level reduced
+    readonly: Sequence[str]
+    writable: Sequence[str]
+    workspace: str
+    cpu: int | None  # pin to this CPU: where no cgroup bounds the share
+
+
+def runner(spec: RunnerSpec) -> tuple[str, ...]:
+    """Close the jail around this process; afterwards it may run user code. Returns the mechanisms that hold.
+
+    Preconditions: just forked into init's PID namespace, single-threaded. Ends with descriptors 0 to 3 only: /dev/null, the two
+    output pipes, the channel.
+    """
+    held: list[str] = []
+    reduced = spec.level == "reduced"
+    if spec.cgroup_procs:
+        with step("join the control groups"):
+            for fd in spec.cgroup_procs:
+                os.write(fd, b"0")  # cgroup v1 and v2: "0" is the writing process
+    if not reduced:
+        with step("join the room's namespaces"):
+            # In this order: joining the user namespace gives up what the others need.
+            syscalls.setns(spec.init_pidfd, _ROOM_NAMESPACES)
+            syscalls.setns(spec.init_pidfd, syscalls.CLONE_NEWUSER)
+        if spec.cgroup_procs:
+            with step("unshare the cgroup namespace"):
+                syscalls.unshare(syscalls.CLONE_NEWCGROUP)
+            held.append("cgroupns")
+        with step("become the guest's user"):
+            os.setresgid(GUEST_UID, GUEST_UID, GUEST_UID)
+            os.setresuid(GUEST_UID, GUEST_UID, GUEST_UID)
+            syscalls.set_dumpable(True)  # /proc/self belongs to the program again, as ordinary programs expect
+        held += ["userns", "pidns", "mountns", "netns", "ipcns", "utsns"]
+    with step("start a session of its own"):
+        os.setsid()
+    if spec.cpu is not None:
+        with step("pin to one CPU"):
+            os.sched_setaffinity(0, {spec.cpu})
+        held.append("affinity")
+    with step("enter the workspace"):
+        os.chdir(spec.workspace)
+        os.umask(0o022)
+    with step("set the resource limits"):
+        for name, value in _BASE_RLIMITS.items():
+            soft, hard = value
+            known = getattr(resource, f"RLIMIT_{name}")
+            current = resource.getrlimit(known)[1]
+            if current != resource.RLIM_INFINITY:
+                hard = min(hard, current)
+            resource.setrlimit(known, (min(soft, hard), hard))
+    held.append("rlimits")
+    with step("put the descriptors in place"):
+        _arrange_descriptors(spec)
+    with step("drop every capability"):
+        syscalls.drop_capabilities()
+    with step("forbid new privileges"):
+        syscalls.set_no_new_privs()
+    held += ["no_new_privs", "no_caps"]
+    with step("enter the Landlock domain"):
+        held += landlock.restrict(readonly=spec.readonly, writable=spec.writable, nodes=DEVICES, tcp=reduced)
+    with step("install the system call filter"):
+        program = seccomp.program(reduced=reduced)
+        seccomp.install(seccomp.bind_own_pid(program, os.getpid()) if reduced else program)
+    held.append("seccomp")
+    return tuple(held)
+
+
+_BASE_RLIMITS: Final[Mapping[str, tuple[int, int]]] = {
+    "CORE": (0, 0),  # no core dumps, and no call of the host's core_pattern helper
+    "NOFILE": (NOFILE, NOFILE),
+    "STACK": (STACK_BYTES, 8 * STACK_BYTES),
+    "MSGQUEUE": (0, 0),
+    "MEMLOCK": (0, 0),
+    "SIGPENDING": (256, 256),
+    "NICE": (0, 0),
+    "RTPRIO": (0, 0),
+}
+
+
+def _arrange_descriptors(spec: RunnerSpec) -> None:
+    null = os.open("/dev/null", os.O_RDONLY)
+    # Copies above the range first, so that no target is overwritten before it was moved.
+    moved = [os.dup2(fd, 512 + at, inheritable=False) for at, fd in enumerate((null, spec.stdout, spec.stderr, spec.channel))]
+    for at, fd in enumerate(moved):
+        os.dup2(fd, at, inheritable=at < 3)
+    os.closerange(4, NOFILE * 64)
