@@ -19,6 +19,7 @@ from onetrip.files import Workspace
 from onetrip.model import Cell, Done, Event, Level, SessionSpec, Support
 from onetrip.pool import Pool
 from onetrip.tiers.jail import JailTier, reachable_level
+from onetrip.tiers.jail_probe import has_house, has_landlock
 from onetrip.worker import Worker
 
 Files = Mapping[str, bytes]
@@ -55,11 +56,14 @@ class LocalEngine:
 
     async def start(self, environment: str = "default", *, floor: Level = "strict") -> None:
         """Make ready to run: probe the host, start the zygote, fill the pool. Optional: the first run does what is missing."""
-        _, pool = await self._backend(floor)
+        tier, pool = await self._backend(floor)
         found = environments.find(environment)
-        for name in ("bare", "pandas"):
+        zygote = await tier.zygote(environment)
+        for name in ("bare", "pandas", "plot"):
             if any(node.name == name for node in found.nodes):
-                pool.prepare((environment, name))
+                await zygote.wait_node(name)  # before it is ready, the pool would be filled from a node with fewer imports
+                if name != "plot":
+                    pool.prepare((environment, name))
 
     def support(self) -> Support:
         if self._support is None:
@@ -72,7 +76,15 @@ class LocalEngine:
                 self._support = await asyncio.to_thread(self.support)
             level = reachable_level(self._support, floor)
             if level not in self._tiers:
-                tier = JailTier(environments.find, level=level, cgroup_parent=self._cgroup_parent, lease_s=self._lease_s, run_dir=self._run_dir)
+                tier = JailTier(
+                    environments.find,
+                    level=level,
+                    house=has_house(self._support),
+                    landlock=has_landlock(self._support),
+                    cgroup_parent=self._cgroup_parent,
+                    lease_s=self._lease_s,
+                    run_dir=self._run_dir,
+                )
                 self._tiers[level] = tier, Pool(tier, warm=self._warm, max_live=self._max_live)
             return self._tiers[level]
 

@@ -32,6 +32,7 @@ _HOUSE_NAMESPACES: Final = _ROOM_NAMESPACES | syscalls.CLONE_NEWUSER | syscalls.
 
 NOFILE: Final = 1024  # also bounds memory hidden in socket buffers: 512 pairs x 208 KiB, net.core.wmem_default
 STACK_BYTES: Final = 8 << 20
+WRITABLE: Final = (mounts.WORKSPACE, "/tmp", mounts.HOME, "/dev/shm")
 DEVICES: Final = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
 
 
@@ -169,13 +170,22 @@ class RoomSpec:
     disk_bytes: int
     inodes: int
     uid: int
+    landlock: bool
 
 
-def room(spec: RoomSpec) -> tuple[int, int]:
-    """Turn this freshly forked first process of a PID namespace into the sandbox's init.
+@dataclass(frozen=True, slots=True)
+class RoomKeys:
+    """Descriptors that init leaves behind: the workspace and the sandbox's /proc for the host, a Landlock ruleset for the
+    runner (-1: none), and the names of what that ruleset holds."""
 
-    Returns descriptors of the workspace and of the sandbox's /proc, for the host. Afterwards the process may only wait.
-    """
+    workspace: int
+    proc: int
+    ruleset: int
+    held: tuple[str, ...]
+
+
+def room(spec: RoomSpec) -> RoomKeys:
+    """Turn this freshly forked first process of a PID namespace into the sandbox's init. Afterwards it may only wait."""
     with step("unshare the room's namespaces"):
         syscalls.unshare(_ROOM_NAMESPACES)
     with step("mount the workspace, scratch and /proc"):
@@ -185,6 +195,12 @@ def room(spec: RoomSpec) -> tuple[int, int]:
     with step("open the workspace"):
         workspace = os.open(mounts.WORKSPACE, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    ruleset, held = -1, ()
+    if spec.landlock:
+        with step("write the Landlock rules"):
+            # Here, where nobody waits: the runner only has to put itself under them.
+            with landlock.ruleset(readonly=["/"], writable=WRITABLE, nodes=DEVICES) as (fd, held):
+                ruleset = os.dup(fd)
     with step("give up the zygote's identity"):
         if spec.uid:
             os.setresgid(spec.uid, spec.uid, spec.uid)
@@ -194,7 +210,7 @@ def room(spec: RoomSpec) -> tuple[int, int]:
         syscalls.unshare(syscalls.CLONE_NEWUSER)
         syscalls.set_dumpable(True)  # changing ids made us undumpable, and then /proc/self is not ours to write
         write_maps("/proc/self", f"{GUEST_UID} {spec.uid} 1", f"{GUEST_UID} {spec.uid} 1", deny_setgroups=True)
-    return workspace, proc
+    return RoomKeys(workspace, proc, ruleset, held)
 
 
 def be_init() -> None:
@@ -221,10 +237,12 @@ class RunnerSpec:
     stdout: int
     stderr: int
     cgroup_procs: Sequence[int]
-    init_pidfd: int  # -1 at level reduced
-    readonly: Sequence[str]
-    writable: Sequence[str]
+    init_pidfd: int  # -1 without a room
+    ruleset: int  # Landlock rules made in the room; -1 without them
     workspace: str
+    readonly: Sequence[str]  # without a room, as is all from here on: what the runner may read
+    scratch: str | None  # its place for temporary files
+    uid: int | None  # the id to become, when the zygote is root
     cpu: int | None  # pin to this CPU: where no cgroup bounds the share
 
 
@@ -234,7 +252,7 @@ def runner(spec: RunnerSpec) -> tuple[str, ...]:
     Preconditions: just forked into init's PID namespace, single-threaded. Ends with descriptors 0 to 3 only: /dev/null, the two
     output pipes, the channel.
     """
-    held: list[str] = []
+    held = ["rlimits"]  # `bound_node` set them
     reduced = spec.level == "reduced"
     if spec.cgroup_procs:
         with step("join the control groups"):
@@ -254,6 +272,11 @@ def runner(spec: RunnerSpec) -> tuple[str, ...]:
             os.setresuid(GUEST_UID, GUEST_UID, GUEST_UID)
             syscalls.set_dumpable(True)  # /proc/self belongs to the program again, as ordinary programs expect
         held += ["userns", "pidns", "mountns", "netns", "ipcns", "utsns"]
+    else:
+        with step("die with the zygote node"):
+            syscalls.set_pdeathsig(signal.SIGKILL)
+        if spec.scratch is not None:
+            os.environ.update(TMPDIR=spec.scratch, HOME=spec.scratch, MPLCONFIGDIR=spec.scratch, XDG_CACHE_HOME=spec.scratch)
     with step("start a session of its own"):
         os.setsid()
     if spec.cpu is not None:
@@ -263,29 +286,41 @@ def runner(spec: RunnerSpec) -> tuple[str, ...]:
     with step("enter the workspace"):
         os.chdir(spec.workspace)
         os.umask(0o022)
-    with step("set the resource limits"):
-        for name, value in _BASE_RLIMITS.items():
-            soft, hard = value
-            known = getattr(resource, f"RLIMIT_{name}")
-            current = resource.getrlimit(known)[1]
-            if current != resource.RLIM_INFINITY:
-                hard = min(hard, current)
-            resource.setrlimit(known, (min(soft, hard), hard))
-    held.append("rlimits")
+    with step("forbid new privileges"):
+        syscalls.set_no_new_privs()
+    held += ["no_new_privs", "no_caps"]
+    if spec.ruleset >= 0:
+        with step("enter the Landlock domain"):
+            landlock.enforce(spec.ruleset)
+    elif reduced:
+        with step("enter the Landlock domain"):
+            writable = [spec.workspace, spec.scratch or spec.workspace]
+            held += landlock.restrict(readonly=spec.readonly, writable=writable, nodes=DEVICES, tcp=True)
+        if spec.uid is not None:
+            with step("become another user than root"):
+                os.setgroups([])
+                os.setresgid(spec.uid, spec.uid, spec.uid)
+                os.setresuid(spec.uid, spec.uid, spec.uid)
     with step("put the descriptors in place"):
         _arrange_descriptors(spec)
     with step("drop every capability"):
         syscalls.drop_capabilities()
-    with step("forbid new privileges"):
-        syscalls.set_no_new_privs()
-    held += ["no_new_privs", "no_caps"]
-    with step("enter the Landlock domain"):
-        held += landlock.restrict(readonly=spec.readonly, writable=spec.writable, nodes=DEVICES, tcp=reduced)
     with step("install the system call filter"):
         program = seccomp.program(reduced=reduced)
         seccomp.install(seccomp.bind_own_pid(program, os.getpid()) if reduced else program)
     held.append("seccomp")
     return tuple(held)
+
+
+def bound_node() -> None:
+    """Lower this zygote node's own resource limits to what every runner forked from it shall have at most."""
+    with step("set the resource limits"):
+        for name, (soft, hard) in _BASE_RLIMITS.items():
+            known = getattr(resource, f"RLIMIT_{name}")
+            current = resource.getrlimit(known)[1]
+            if current != resource.RLIM_INFINITY:
+                hard = min(hard, current)
+            resource.setrlimit(known, (min(soft, hard), hard))
 
 
 _BASE_RLIMITS: Final[Mapping[str, tuple[int, int]]] = {

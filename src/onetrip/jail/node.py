@@ -11,6 +11,7 @@ import os
 import select
 import signal
 import socket
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -73,9 +74,12 @@ class _Node:
     def run(self) -> None:
         """Import, start the nodes below, then serve until the node above is gone. Never returns."""
         error: str | None = None
+        if self._config["site_packages"] not in sys.path:  # in a house it lies where the interpreter looks
+            sys.path.append(self._config["site_packages"])
         try:
             seccomp.program(reduced=self._level == "reduced")  # worked out once, here, not in every runner
             loop.prepare(self._imports)
+            enter.bound_node()
         except BaseException as err:  # noqa: BLE001 - an import may raise anything; the node reports it and takes no work
             error = f"{type(err).__name__}: {err}"[:500]
         if error is None:
@@ -145,7 +149,9 @@ class _Node:
         control.send(self._above, {"event": "refused", "id": request["id"], "step": "fork the runner", "errno": errno, "detail": detail})
 
     def _fork(self, request: Mapping[str, Any], fds: list[int]) -> None:
-        init_pidfd = fds[-1] if self._level == "strict" else -1
+        at = 3 + request["cgroups"]
+        init_pidfd = fds[at] if request["room"] else -1
+        ruleset = fds[at + 1] if len(fds) > at + 1 else -1
         try:
             if init_pidfd >= 0:
                 syscalls.setns(init_pidfd, syscalls.CLONE_NEWPID)  # concerns only the children forked from here on
@@ -154,7 +160,7 @@ class _Node:
             self._refuse(request, err.errno or 0, str(err))
             return
         if pid == 0:
-            _become_runner(request, fds, init_pidfd, self._level, self._config)
+            _become_runner(request, fds, init_pidfd, ruleset, self._config)
         self._runners[pid] = request["id"]
         pidfd = os.pidfd_open(pid)
         try:
@@ -174,25 +180,28 @@ class _Node:
                 control.send(self._above, {"event": "exited", "id": name, "status": status})
 
 
-def _become_runner(request: Mapping[str, Any], fds: Sequence[int], init_pidfd: int, level: enter.Level, config: Mapping[str, Any]) -> None:
+def _become_runner(request: Mapping[str, Any], fds: Sequence[int], init_pidfd: int, ruleset: int, config: Mapping[str, Any]) -> None:
     """In the forked child: close the jail, then serve. Never returns. A failed step is told to the host on the channel."""
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     try:
         held = enter.runner(
             enter.RunnerSpec(
-                level=level,
+                level=config["level"],
                 channel=fds[0],
                 stdout=fds[1],
                 stderr=fds[2],
                 cgroup_procs=fds[3 : 3 + request["cgroups"]],
                 init_pidfd=init_pidfd,
-                readonly=config["readonly"],
-                writable=request["writable"],
+                ruleset=ruleset,
                 workspace=request["workspace"],
+                readonly=config["readonly"],
+                scratch=request["scratch"],
+                uid=request["uid"],
                 cpu=request["cpu"],
             )
         )
+        held += tuple(request.get("held", ()))
         loop.after_fork()
     except enter.StepFailed as err:
         _refuse_on(fds[0], err)

@@ -6,12 +6,14 @@ Theory of operation
                                                └── node "bare" ── node "numpy" ── node "pandas" … (a tree; each has more imported)
                                                                       └── runner (forked from a node, joins an init's namespaces)
 
-A launch is: fork an init, which builds its room and sends back descriptors of it; then hand these to the node that was asked
-for, which forks the runner. The zygote keeps a duplicate of every host-side descriptor, so that a host which comes back finds its
-live sandboxes (`adopt`). When the control connection ends, it waits `lease_s` for the next one and then exits; being PID 1 of the
-house, its end is the end of everything in it. One thread; nothing here ever runs user code.
+A launch takes a room and has the wanted node fork a runner into it. Rooms of the usual size are made ahead (`SPARE_ROOMS`):
+making one waits for the kernel's lock on network namespaces, up to 10 ms when others are being taken down. The zygote keeps a
+duplicate of every host-side descriptor, so that a host which comes back finds its live sandboxes (`adopt`). When the control
+connection ends, it waits `lease_s` for the next one and then exits; being PID 1 of the house, its end is the end of everything
+in it. One thread; nothing here ever runs user code.
 """
 
+import collections
 import contextlib
 import json
 import os
@@ -20,29 +22,55 @@ import signal
 import socket
 import sys
 import time
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 from . import control, enter, node, syscalls
 
 FIRST_CONNECTION_S: Final = 30  # a host that does not connect after starting us is dead
+SPARE_ROOMS: Final = 3
+HOST_FDS: Final = ("channel", "stdout", "stderr", "init", "runner", "workspace", "proc")
+
+
+@dataclass(slots=True)
+class Room:
+    """An init and what it opened. `wanted_by` is the sandbox it is made for; None: whoever asks next."""
+
+    size: tuple[int, int]  # bytes, inodes
+    pid: int
+    pidfd: int
+    wanted_by: str | None
+    workspace: int = -1
+    proc: int = -1
+    ruleset: int = -1
+    held: Sequence[str] = ()
+
+    def close(self) -> None:
+        """Kill init, and with it whatever is in the room."""
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+        control.close_all([fd for fd in (self.pidfd, self.workspace, self.proc, self.ruleset) if fd >= 0])
 
 
 @dataclass(slots=True)
 class Sandbox:
-    """One sandbox as the zygote knows it. `host_fds` are duplicates of what the host got, in the order of `HOST_FDS`."""
+    """One sandbox as the zygote knows it."""
 
     node: str
     launch: dict[str, Any]
-    init_pid: int
+    host_fds: list[int]  # channel, stdout, stderr: duplicates of what the host got
+    guest_fds: list[int]  # until they are handed to the node
+    meta: dict[str, Any]
+    room: Room | None = None
     runner_pid: int = 0
-    host_fds: list[int] = field(default_factory=list)
-    guest_fds: list[int] = field(default_factory=list)
-    meta: dict[str, Any] = field(default_factory=dict)
-    live: bool = False
+    runner_pidfd: int = -1
 
-
-HOST_FDS: Final = ("channel", "stdout", "stderr", "init", "runner", "workspace", "proc")
+    def fds(self) -> list[int]:
+        """In the order of `HOST_FDS`; without a room only up to the runner."""
+        room = [] if self.room is None else [self.room.workspace, self.room.proc]
+        init = [] if self.room is None else [self.room.pidfd]
+        return [*self.host_fds, *init, self.runner_pidfd, *room]
 
 
 def main(config_fd: str, listen_fd: str) -> None:
@@ -57,18 +85,24 @@ class Zygote:
     def __init__(self, config: dict[str, Any], listener: socket.socket) -> None:
         self._level: enter.Level = config["level"]
         self._lease_s: float = config["lease_s"]
+        self._landlock: bool = config["landlock"]
+        self._usual_size: tuple[int, int] = tuple(config["room"])
+        self._uids: int = config["uids"]  # how many ids may be used for sandboxes; 0: all share the only one there is
+        self._next_uid: int = config["first_uid"]
         self._listener = listener
         self._host: socket.socket | None = None
         self._deadline: float | None = time.monotonic() + FIRST_CONNECTION_S
         self._sandboxes: dict[str, Sandbox] = {}
-        self._rooms: dict[int, tuple[str, socket.socket]] = {}  # fd of an init that is still at work → sandbox
+        self._making: dict[int, tuple[Room, socket.socket]] = {}  # fd of an init that is still at work → its room
+        self._launching: set[str] = set()  # handed to a node that has not answered yet
+        self._spare: collections.deque[Room] = collections.deque()
+        self._waiting: collections.deque[str] = collections.deque()  # sandboxes that want a room of the usual size
         self._poll = select.epoll()
         self._pidns = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC) if self._level == "strict" else -1
-        self._wake, wake_end = socket.socketpair()
-        wake_end.setblocking(False)
+        self._wake, self._wake_end = socket.socketpair()
+        self._wake_end.setblocking(False)
         signal.signal(signal.SIGCHLD, lambda _signal, _frame: None)
-        signal.set_wakeup_fd(wake_end.fileno(), warn_on_full_buffer=False)
-        self._wake_end = wake_end
+        signal.set_wakeup_fd(self._wake_end.fileno(), warn_on_full_buffer=False)
         # Nodes are forked now, before there is anything about a sandbox in this memory that a fork would take along.
         self._nodes = node.Tree(config)
         for known in (self._listener, self._wake, self._nodes.root):
@@ -87,10 +121,13 @@ class Zygote:
                     self._reap()
                 elif self._host is not None and fd == self._host.fileno():
                     self._from_host()
-                elif fd in self._rooms:
+                elif fd in self._making:
                     self._room_ready(fd)
-                else:
+                elif fd == self._nodes.root.fileno():
                     self._from_node()
+            # After the answers, and while no launch is under way, so that nobody waits for the next one's room.
+            if self._host is not None and self._level == "strict" and (self._waiting or not self._launching):
+                self._make_rooms()
 
     # ------------------------------------------------------------------ the host
 
@@ -137,27 +174,25 @@ class Zygote:
                     sandbox.meta = message["meta"]
             case "adopt":
                 for name, sandbox in self._sandboxes.items():
-                    if sandbox.live:
-                        self._tell({"event": "adopted", "id": name, "node": sandbox.node, "meta": sandbox.meta}, sandbox.host_fds)
+                    if sandbox.runner_pidfd >= 0:
+                        self._tell({"event": "adopted", "id": name, "node": sandbox.node, "meta": sandbox.meta}, sandbox.fds())
                 self._tell({"event": "adopted_all"})
             case "end":
                 sys.exit(0)
 
-    # ------------------------------------------------------------------ launching
+    # ------------------------------------------------------------------ rooms
 
-    def _launch(self, message: dict[str, Any], cgroup_fds: list[int]) -> None:
-        name = message["id"]
-        channel_host, channel_guest = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        out_read, out_write = os.pipe()
-        err_read, err_write = os.pipe()
-        sandbox = Sandbox(message["node"], message, 0)
-        sandbox.meta = message["meta"]
-        sandbox.host_fds = [channel_host.detach(), out_read, err_read]
-        sandbox.guest_fds = [channel_guest.detach(), out_write, err_write, *cgroup_fds]
-        self._sandboxes[name] = sandbox
-        if self._level == "reduced":
-            self._to_node(name, sandbox, [])
-            return
+    def _make_rooms(self) -> None:
+        """Have as many usual rooms ready or under way as are asked for, and a few to spare."""
+        coming = sum(room.wanted_by is None for room, _ in self._making.values())
+        for _ in range(len(self._waiting) + SPARE_ROOMS - coming - len(self._spare)):
+            self._make_room(self._usual_size, None)
+
+    def _make_room(self, size: tuple[int, int], wanted_by: str | None) -> None:
+        uid = 0
+        if self._uids:
+            self._next_uid = self._next_uid % self._uids + 1
+            uid = self._next_uid
         ours, theirs = control.pair()
         try:
             # setns before unshare: a second unshare(CLONE_NEWPID) without it is refused (pid_namespaces(7)).
@@ -167,39 +202,87 @@ class Zygote:
         except OSError as err:
             ours.close()
             theirs.close()
-            self._failed(name, "fork init", err.errno or 0, str(err))
+            self._room_failed(wanted_by, "fork init", err.errno or 0, str(err))
             return
         if pid == 0:
-            _init(enter.RoomSpec(message["disk_bytes"], message["inodes"], message["uid"]), theirs)
+            _init(enter.RoomSpec(size[0], size[1], uid, self._landlock), theirs)
         theirs.close()
-        sandbox.init_pid = pid
-        sandbox.host_fds.append(os.pidfd_open(pid))
-        self._rooms[ours.fileno()] = (name, ours)
+        self._making[ours.fileno()] = (Room(size, pid, os.pidfd_open(pid), wanted_by), ours)
         self._poll.register(ours.fileno(), select.EPOLLIN)
 
     def _room_ready(self, fd: int) -> None:
-        name, ours = self._rooms.pop(fd)
+        room, ours = self._making.pop(fd)
         self._poll.unregister(fd)
         with ours:
             try:
                 message, fds = control.receive(ours)
             except control.Closed:
-                self._failed(name, "init", 0, "init died before its room was ready")
-                return
+                message, fds = {"step": "init", "errno": 0, "detail": "init died before its room was ready"}, []
         if "step" in message:
-            self._failed(name, message["step"], message["errno"], message["detail"])
-        elif (sandbox := self._sandboxes.get(name)) is None:
-            control.close_all(fds)  # the host gave it up meanwhile
+            room.close()
+            self._room_failed(room.wanted_by, message["step"], message["errno"], message["detail"])
+            return
+        room.workspace, room.proc, *ruleset = fds
+        room.ruleset = ruleset[0] if ruleset else -1
+        room.held = message["held"]
+        if room.wanted_by is None:
+            self._spare.append(room)
+            self._serve_waiting()
+        elif sandbox := self._sandboxes.get(room.wanted_by):
+            self._occupy(room.wanted_by, sandbox, room)
         else:
-            self._to_node(name, sandbox, fds)
+            room.close()  # the host gave it up meanwhile
 
-    def _to_node(self, name: str, sandbox: Sandbox, room_fds: list[int]) -> None:
-        init = [sandbox.host_fds[3]] if room_fds else []
-        sandbox.host_fds += room_fds  # workspace, proc; the runner's pidfd comes between them once it exists
-        request = {"id": name, "cgroups": len(sandbox.guest_fds) - 3, **sandbox.launch}
-        sandbox.node = self._nodes.fork(request, sandbox.guest_fds + init)
+    def _room_failed(self, wanted_by: str | None, step: str, errno: int, detail: str) -> None:
+        if wanted_by is None and self._waiting:
+            wanted_by = self._waiting.popleft()
+        if wanted_by is not None:
+            self._failed(wanted_by, step, errno, detail)
+
+    def _serve_waiting(self) -> None:
+        while self._waiting and self._spare:
+            name = self._waiting.popleft()
+            if sandbox := self._sandboxes.get(name):
+                self._occupy(name, sandbox, self._spare.popleft())
+
+    # ------------------------------------------------------------------ launching
+
+    def _launch(self, message: dict[str, Any], cgroup_fds: list[int]) -> None:
+        name = message["id"]
+        channel_host, channel_guest = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        out_read, out_write = os.pipe()
+        err_read, err_write = os.pipe()
+        sandbox = Sandbox(
+            node=message["node"],
+            launch=message,
+            host_fds=[channel_host.detach(), out_read, err_read],
+            guest_fds=[channel_guest.detach(), out_write, err_write, *cgroup_fds],
+            meta=message["meta"],
+        )
+        self._sandboxes[name] = sandbox
+        size = (message["disk_bytes"], message["inodes"])
+        if self._level == "reduced":
+            self._occupy(name, sandbox, None)
+        elif size == self._usual_size:
+            self._waiting.append(name)
+            self._serve_waiting()
+        else:
+            self._make_room(size, name)
+
+    def _occupy(self, name: str, sandbox: Sandbox, room: Room | None) -> None:
+        sandbox.room = room
+        request = {"id": name, "cgroups": len(sandbox.guest_fds) - 3, "room": room is not None, **sandbox.launch}
+        fds = list(sandbox.guest_fds)
+        if room is not None:
+            fds += [room.pidfd] if room.ruleset < 0 else [room.pidfd, room.ruleset]
+            request["held"] = room.held
+        self._launching.add(name)
+        sandbox.node = self._nodes.fork(request, fds)
         control.close_all(sandbox.guest_fds)
         sandbox.guest_fds = []
+        if room is not None and room.ruleset >= 0:
+            os.close(room.ruleset)
+            room.ruleset = -1
 
     def _from_node(self) -> None:
         message, fds = control.receive(self._nodes.root)  # Closed ends us: without nodes nothing can be launched
@@ -208,19 +291,16 @@ class Zygote:
                 self._nodes.state[message["node"]] = message["error"]
                 self._tell(message)
             case "forked":
+                self._launching.discard(message["id"])
                 sandbox = self._sandboxes.get(message["id"])
-                if sandbox is None:
+                if sandbox is None:  # the host gave it up meanwhile
                     signal.pidfd_send_signal(fds[0], signal.SIGKILL)
                     control.close_all(fds)
                     return
-                sandbox.runner_pid, sandbox.live = message["pid"], True
-                sandbox.host_fds.insert(4 if self._level == "strict" else 3, fds[0])
-                self._tell({"event": "launched", "id": message["id"], "node": sandbox.node}, sandbox.host_fds)
-                if not self._lease_s:
-                    # Nobody will ever come back for them: keep only init's handle, not a third copy of each pipe.
-                    control.close_all(sandbox.host_fds)
-                    sandbox.host_fds = []
+                sandbox.runner_pid, sandbox.runner_pidfd = message["pid"], fds[0]
+                self._tell({"event": "launched", "id": message["id"], "node": sandbox.node}, sandbox.fds())
             case "refused":
+                self._launching.discard(message["id"])
                 self._failed(message["id"], message["step"], message["errno"], message["detail"])
             case "exited":
                 self._tell(message)
@@ -235,10 +315,12 @@ class Zygote:
         sandbox = self._sandboxes.pop(name, None)
         if sandbox is None:
             return
-        control.close_all(sandbox.host_fds + sandbox.guest_fds)
-        if sandbox.init_pid:
+        if sandbox.room is not None:
+            sandbox.room.close()
+        elif sandbox.runner_pidfd >= 0:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(sandbox.init_pid, signal.SIGKILL)  # our own child, not reaped yet: the number cannot be another's
+                signal.pidfd_send_signal(sandbox.runner_pidfd, signal.SIGKILL)
+        control.close_all([*sandbox.host_fds, *sandbox.guest_fds, *([sandbox.runner_pidfd] if sandbox.runner_pidfd >= 0 else [])])
 
     def _reap(self) -> None:
         """Collect every child that ended. As PID 1 of the house we also get orphans: runners whose node was killed."""
@@ -250,9 +332,7 @@ class Zygote:
             if pid == 0:
                 return
             for name, sandbox in self._sandboxes.items():
-                if sandbox.init_pid == pid:
-                    sandbox.init_pid = 0
-                elif sandbox.runner_pid == pid:
+                if sandbox.runner_pid == pid:
                     self._tell({"event": "exited", "id": name, "status": status})
 
 
@@ -260,8 +340,9 @@ def _init(spec: enter.RoomSpec, report: socket.socket) -> None:
     """In the forked child: become init. Never returns."""
     try:
         signal.set_wakeup_fd(-1)
-        workspace, proc = enter.room(spec)
-        control.send(report, {}, [workspace, proc])
+        keys = enter.room(spec)
+        rules = [keys.ruleset] if keys.ruleset >= 0 else []
+        control.send(report, {"held": keys.held}, [keys.workspace, keys.proc, *rules])
         os.closerange(0, 65536)
         enter.be_init()
     except enter.StepFailed as err:

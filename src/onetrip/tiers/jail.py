@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from .. import files
 from ..environments import Environment
 from ..errors import IsolationUnavailable, SandboxFailed
 from ..jail import cgroup, mounts
@@ -21,6 +22,7 @@ from .jail_zygote import ISLAND, ZygoteHandle
 INODES: Final = 16384  # of each of a sandbox's two file systems; a directory entry costs the kernel about 1 KiB
 FIRST_UID: Final = 0x7000_0000  # systemd's UIDS-GIDS document: from here on unused by every known allocator
 UID_COUNT: Final = 0x1_0000
+DEFAULT_LIMITS: Final = Limits()
 ROTATE_AFTER: Final = 5000  # launches per zygote: its children share hash seed and address layout, so do not keep it for ever
 
 # The whole environment of a program. Threads: one, because a process with more cannot be forked safely (libgomp hangs).
@@ -51,13 +53,16 @@ class JailTier:
         find_environment: Callable[[str], Environment],
         *,
         level: Level,
+        house: bool = True,
+        landlock: bool = True,
         cgroup_parent: str | None = None,
         lease_s: float = 0.0,
         run_dir: Path | None = None,
         guest_environ: Mapping[str, str] = {},
     ) -> None:
         self._find = find_environment
-        self._level: Level = level
+        self._level: Level = level  # as reported; what is done follows from the next two
+        self._house, self._landlock = house, landlock
         self._lease_s = lease_s
         self._guest_environ = guest_environ
         self._temporary = tempfile.TemporaryDirectory(prefix="onetrip-", ignore_cleanup_errors=True) if run_dir is None else None
@@ -68,7 +73,6 @@ class JailTier:
         self._launched: dict[ZygoteHandle, int] = {}
         self._live: dict[ZygoteHandle, dict[str, JailSandbox]] = {}
         self._retired: set[ZygoteHandle] = set()
-        self._next_uid = secrets.randbelow(UID_COUNT - 2)
         self._next_cpu = 0
         self._ids = (FIRST_UID, UID_COUNT) if os.geteuid() == 0 and _may_map_ids() else None
 
@@ -103,26 +107,32 @@ class JailTier:
         environ = {**ENVIRON, **self._guest_environ}
         if python.enable_shared and python.libdir and not python.base_prefix.startswith("/usr"):
             environ["LD_LIBRARY_PATH"] = mounts.PREFIX + python.libdir.removeprefix(python.base_prefix)
-        strict = self._level == "strict"
-        island = mounts.ISLAND if strict else ISLAND
-        house = {
-            "level": self._level,
+        house = self._house
+        island = mounts.ISLAND if house else ISLAND
+        spec = {
+            "level": "strict" if house else "reduced",
             "tree": {"binds": tree.binds, "copies": tree.copies, "links": tree.links, "texts": tree.texts, "folders": tree.folders},
             "ids": self._ids,
-            "argv": [executable if strict else python.executable, "-I", "-B", "-c", BOOT, island, "zygote"],
+            "argv": [executable if house else python.executable, "-I", "-B", "-c", BOOT, island, "zygote"],
             "environ": environ,
         }
-        readonly = ["/"]  # all of the root is ours to show; the rules are about writing
-        if not strict:
-            readonly = ["/usr/lib", "/lib", "/lib64", python.base_prefix, str(environment.site_packages), "/etc/ld.so.cache", "/dev/urandom"]
+        readonly: list[str] = []
+        if not house:
+            wanted = ["/usr/lib", "/usr/lib64", "/lib", "/lib64", "/etc/ld.so.cache", python.executable, python.stdlib, python.libdir]
+            wanted += [python.base_prefix] if python.base_prefix != "/usr" else []
+            readonly = [path for path in (*wanted, environment.site_packages) if os.path.exists(path)]
         config = {
-            "level": self._level,
+            "level": spec["level"],
             "lease_s": self._lease_s,
             "nodes": [{"name": node.name, "parent": node.parent, "imports": list(node.imports)} for node in environment.nodes],
-            "site_packages": purelib if strict else str(environment.site_packages),
+            "site_packages": purelib if house else environment.site_packages,
             "readonly": readonly,
+            "landlock": self._landlock,
+            "room": [DEFAULT_LIMITS.disk_mb << 20, INODES],
+            "uids": UID_COUNT - 2 if self._ids else 0,
+            "first_uid": secrets.randbelow(UID_COUNT - 2),
         }
-        handle = await ZygoteHandle.start(house, config, self.run_dir / f"{secrets.token_hex(4)}.sock")
+        handle = await ZygoteHandle.start(spec, config, self.run_dir / f"{secrets.token_hex(4)}.sock")
         self._launched[handle], self._live[handle] = 0, {}
         handle.on_event = lambda message, fds: self._event(handle, message, fds)
         handle.on_lost = lambda: self._lost(handle)
@@ -158,12 +168,15 @@ class JailTier:
     async def launch(self, spec: LaunchSpec) -> JailSandbox:
         handle = await self.zygote(spec.environment)
         self._launched[handle] += 1
+        open_room = None if self._house else self._make_open_room(spec.id)
         group = self._make_group(spec)
         try:
-            fds, node = await handle.launch(self._request(spec, group), group.procs_fds if group else ())
+            fds, node = await handle.launch(self._request(spec, group, open_room), group.procs_fds if group else ())
         except BaseException:
             if group is not None:
                 group.remove()
+            if open_room is not None:
+                files.remove_tree(open_room)
             raise
         if group is not None:
             group.close_procs()
@@ -171,6 +184,8 @@ class JailTier:
 
         def closed() -> None:
             live.pop(spec.id, None)
+            if open_room is not None:
+                files.remove_tree(open_room)
             handle.tell({"do": "forget", "id": spec.id})
             if handle in self._retired and not live:
                 self._end_retired(handle)
@@ -184,6 +199,7 @@ class JailTier:
             fds=fds,
             group=group,
             controllers=self._hierarchy.names if group else ("watchdog",),
+            open_room=None if open_room is None else open_room / "workspace",
             on_close=closed,
         )
         live[spec.id] = sandbox
@@ -199,25 +215,32 @@ class JailTier:
         except OSError as err:
             raise SandboxFailed(f"the jail's step “make the control group” failed: {err}") from err
 
-    def _request(self, spec: LaunchSpec, group: cgroup.Group | None) -> dict[str, Any]:
+    def _make_open_room(self, name: str) -> Path:
+        """Folders for a sandbox without namespaces: its workspace and its scratch, in our own temporary folder."""
+        room = self.run_dir / name
+        for folder in (room, room / "workspace", room / "scratch"):
+            folder.mkdir(0o700)
+            if self._ids:
+                os.chown(folder, self._ids[0], self._ids[0])
+        if self._ids:
+            self.run_dir.chmod(0o711)
+        return room
+
+    def _request(self, spec: LaunchSpec, group: cgroup.Group | None, open_room: Path | None) -> dict[str, Any]:
         cpu: int | None = None
         if group is None:
             cpus = sorted(os.sched_getaffinity(0))
             cpu, self._next_cpu = cpus[self._next_cpu % len(cpus)], self._next_cpu + 1
-        uid = 0
-        if self._ids:
-            self._next_uid = (self._next_uid + 1) % (UID_COUNT - 2)
-            uid = self._next_uid + 1
         return {
             "id": spec.id,
             "node": spec.node,
             "meta": dict(spec.meta),
             "disk_bytes": spec.limits.disk_mb << 20,
             "inodes": INODES,
-            "uid": uid,
             "cpu": cpu,
-            "workspace": mounts.WORKSPACE,
-            "writable": [mounts.WORKSPACE, "/tmp", mounts.HOME, "/dev/shm"],
+            "workspace": mounts.WORKSPACE if open_room is None else str(open_room / "workspace"),
+            "scratch": None if open_room is None else str(open_room / "scratch"),
+            "uid": self._ids[0] if self._ids else None,  # without a room: root's sandboxes run as this id
         }
 
     def detach(self) -> None:
@@ -251,6 +274,3 @@ def reachable_level(support: Support, floor: Level) -> Level:
         remedy = next((m.remedy for m in missing if m.remedy), None)
         raise IsolationUnavailable(f"this host cannot give isolation level “{floor}” ({what})", hint=remedy)
     return support.level
-
-
-DEFAULT_LIMITS: Final = Limits()

@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, Final
 
 from ..errors import PlatformError
@@ -31,6 +32,7 @@ class JailSandbox:
         fds: list[int],
         group: cgroup.Group | None,
         controllers: tuple[str, ...],
+        open_room: Path | None,
         on_close: Callable[[], None],
     ) -> None:
         self.id, self.node, self.meta = name, node, meta
@@ -44,13 +46,25 @@ class JailSandbox:
         self._memory_at_start = 0
         channel, self.stdout, self.stderr, *rest = fds
         self.channel = socket.socket(fileno=channel)
-        if level == "strict":
+        if open_room is None:
             self._init, self._runner, self.workspace, self._proc = rest
+            self._pid = 2  # init is the first process of the namespace, the runner the second
         else:
-            (self._runner, self.workspace), self._init, self._proc = rest, -1, -1
+            self._init, (self._runner,) = -1, rest
+            self.workspace = os.open(open_room, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            self._proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            self._pid = _pid_of(self._runner)
         for end in (self.channel.fileno(), self.stdout, self.stderr):
             os.set_blocking(end, False)
-        self._sampler = usage.Sampler(self._proc) if group is None and self._proc >= 0 else None
+        self._sampler: usage.Sampler | None = None
+        if group is None:
+            resident, _ = self._statm()
+            self._sampler = usage.Sampler(
+                self._proc,
+                baseline_bytes=resident,
+                memory_limit_bytes=limits.memory_mb * _MIB,
+                only=None if open_room is None else self._pid,
+            )
 
     @property
     def hard_memory(self) -> bool:
@@ -64,30 +78,29 @@ class JailSandbox:
         limited = {"FSIZE": (file_bytes, file_bytes)}
         # A single process that asks for too much gets a MemoryError and lives; the control group is the wall behind it. Counted
         # from what the zygote holds already, because the limit is on all private writable memory of the process (setrlimit(2)).
-        data = self._data_at_start() + limits.memory_mb * _MIB * 15 // 16
+        data = self._statm()[1] + limits.memory_mb * _MIB * 15 // 16
         limited["DATA"] = (data, data)
         # Per user namespace since Linux 5.14, so it does not count the processes of others. +1: init.
-        if self._level == "strict":
+        if self._init >= 0:
             limited["NPROC"] = (limits.processes + 1, limits.processes + 1)
         return limited
 
-    def _data_at_start(self) -> int:
-        """VmData of the runner before any user code ran, in bytes."""
-        if self._proc < 0:
-            return 256 * _MIB
+    def _statm(self) -> tuple[int, int]:
+        """Resident and private writable memory of the runner now, in bytes (proc_pid_statm(5)); zeros when it is gone."""
         try:
-            fd = os.open(f"{self._runner_number()}/statm", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._proc)
+            fd = os.open(f"{self._pid}/statm", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._proc)
+            with open(fd, "rb") as file:
+                fields = file.read().split()
         except OSError:
-            return 256 * _MIB
-        with open(fd, "rb") as file:
-            return int(file.read().split()[5]) * os.sysconf("SC_PAGESIZE")
-
-    def _runner_number(self) -> int:
-        return 2  # init is the first process of the namespace, the runner the second
+            return 0, 0
+        page = os.sysconf("SC_PAGESIZE")
+        return int(fields[1]) * page, int(fields[5]) * page
 
     def apply(self, limits: Limits) -> None:
         if self._group is not None:
             self._group.set_limits(memory_bytes=limits.memory_mb * _MIB, processes=limits.processes + 1)
+        elif self._sampler is not None:
+            self._sampler.memory_limit_bytes = limits.memory_mb * _MIB
         self._limits = limits
 
     def interrupt(self) -> None:
@@ -145,6 +158,11 @@ class JailSandbox:
                     os.close(fd)
         if self._group is not None:
             self._group.remove()
+
+
+def _pid_of(pidfd: int) -> int:
+    with open(f"/proc/self/fdinfo/{pidfd}", encoding="ascii") as file:
+        return int(next(line for line in file if line.startswith("Pid:")).split()[1])
 
 
 async def wait_readable(fd: int, timeout_s: float) -> None:

@@ -1,0 +1,67 @@
+# Sets up and runs everything from a fresh checkout: needs Python 3.11 or later, git and make; no root, nothing activated.
+#
+#   make demo    the main job, with what each cell cost     make test    every test (as root: also as an ordinary user)
+#   make bench   the numbers, on this machine               make check   format, lint, types, layers, unit tests
+#   make env     only set up                                make clean   remove what make made
+#
+# PYTHON=/path/to/python3 chooses the interpreter for a new .venv.
+
+SHELL := /bin/sh
+.DELETE_ON_ERROR:
+.PHONY: demo test check bench env clean
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input -c constraints.txt
+MADE := $(VENV)/.made
+DATA := $(VENV)/share/onetrip
+RECIPE := src/onetrip/environments/default.toml src/onetrip/environments/default.txt
+
+# Everything that is made must be readable for the sandbox's user, whatever the caller's umask is; and no variable
+# of the caller's may point Python or Onetrip elsewhere.
+unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV ONETRIP_HOME
+SETUP := umask 022; set -eu;
+
+demo: $(MADE)-env
+	@$(BIN)/onetrip demo
+
+test: $(MADE)-test $(MADE)-env
+	@.ci/test $(BIN)/python
+
+check: $(MADE)-check $(MADE)-test
+	$(BIN)/ruff format --check src tests
+	$(BIN)/ruff check src tests
+	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/python -m pytest tests/unit tests/spec
+
+bench: $(MADE)-env
+	@$(BIN)/onetrip bench
+
+env: $(MADE)-env
+
+clean:
+	rm -rf $(VENV) .hypothesis .ruff_cache dist demo-output
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# A .venv that was moved, or whose interpreter is gone, is made anew: its scripts hold absolute paths.
+ifneq ($(wildcard $(MADE)-run),)
+ifneq ($(shell $(BIN)/python -c '' 2>&1 && grep -qF '$(CURDIR)/$(BIN)/python' $(BIN)/onetrip && echo works),works)
+$(info $(VENV) does not work any more: it is made anew)
+$(shell rm -rf $(VENV))
+endif
+endif
+
+$(MADE)-run: pyproject.toml constraints.txt
+	@$(SETUP) if ! test -e $@; then \
+		python=$$(.ci/find-python); echo "making $(VENV) with $$python" >&2; "$$python" -m venv --clear $(VENV); fi
+	@$(SETUP) echo "installing Onetrip and its dependencies" >&2; $(PIP) -e .; mkdir -p $(DATA); touch $@
+
+$(MADE)-test: $(MADE)-run
+	@$(SETUP) echo "installing what the tests need" >&2; $(PIP) -e '.[test]'; touch $@
+
+$(MADE)-check: $(MADE)-run
+	@$(SETUP) echo "installing what the checks need" >&2; $(PIP) -e '.[check]'; touch $@
+
+$(MADE)-env: $(RECIPE) | $(MADE)-run
+	@$(SETUP) echo "building the default environment (about a minute, 1 GB)" >&2; $(BIN)/onetrip env build default; touch $@

@@ -1,0 +1,56 @@
+"""Onetrip runs the Python that a model writes, next to the model, in a sandbox on your own machine."""
+
+from typing import TYPE_CHECKING, Any
+
+from onetrip.errors import (
+    BadRequest,
+    IsolationUnavailable,
+    NotFound,
+    OnetripError,
+    Overloaded,
+    PlatformError,
+    SandboxFailed,
+    SessionGone,
+    Unavailable,
+    UnknownEnvironment,
+    WorkspaceFull,
+)
+
+if TYPE_CHECKING:
+    from onetrip.embedded import alocal, local
+    from onetrip.model import Limits, ModulePolicy, Policy, Result
+
+__all__ = [
+    "BadRequest",
+    "IsolationUnavailable",
+    "Limits",
+    "ModulePolicy",
+    "NotFound",
+    "OnetripError",
+    "Overloaded",
+    "PlatformError",
+    "Policy",
+    "Result",
+    "SandboxFailed",
+    "SessionGone",
+    "Unavailable",
+    "UnknownEnvironment",
+    "WorkspaceFull",
+    "alocal",
+    "local",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # asyncio and the engine cost 60 ms: a caller who only catches our errors, or asks for `--help`, need not pay for them
+    if name in {"local", "alocal"}:
+        from onetrip import embedded as module  # noqa: PLC0415 -- on first use, see above
+    elif name in {"Limits", "ModulePolicy", "Policy", "Result"}:
+        from onetrip import model as module  # noqa: PLC0415 -- on first use, see above
+    else:
+        raise AttributeError(f"module 'onetrip' has no attribute {name!r}")
+    return getattr(module, name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,6 @@
+"""`python -m onetrip`: the command line."""
+
+from onetrip.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,150 @@
+"""Checks a request before anything is started: limits in range, source that is text, names that are names.
+
+Every refusal is a `BadRequest` whose `field` names the part of the request, and whose message gives the range allowed.
+The command line and the Python interface both come through here, so the same mistake gets the same words.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Final, NamedTuple
+
+import msgspec
+
+from onetrip.errors import BadRequest
+from onetrip.model import Limits
+
+MAX_SOURCE_BYTES: Final = 10 * 1024 * 1024  # of one cell; CPython's parser needs about 100 times that in memory
+MAX_INPUT_BYTES: Final = 32 * 1024 * 1024  # of all inputs as JSON; half of what one frame carries
+_ENVIRONMENT_NAME: Final = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}", re.IGNORECASE)
+
+
+class Range(NamedTuple):
+    """Smallest and largest value that a limit may have, and why not less or more."""
+
+    low: float
+    high: float
+    unit: str
+    why: str
+
+
+DAY_S: Final = 86_400
+
+LIMIT_RANGES: Final[Mapping[str, Range]] = {
+    "wall_s": Range(0.01, DAY_S, "s", "shorter than one start of a sandbox, or longer than a day"),
+    "cpu_s": Range(0.01, 64 * DAY_S, "s", "shorter than one clock tick, or longer than a day on 64 cores"),
+    "memory_mb": Range(32, 1024 * 1024, "MB", "less than an interpreter with numpy, or more than a terabyte"),
+    "processes": Range(1, 4096, "processes and threads", "none at all, or more than a namespace should hold"),
+    "disk_mb": Range(1, 1024 * 1024, "MB", "less than one chart, or more than a terabyte"),
+    "output_mb": Range(1, 1024, "MB", "nothing, or more than a caller can hold as one text"),
+    "tool_calls": Range(0, 1_000_000, "calls", "less than none, or more than a ledger should hold"),
+}
+
+
+def check_limits(limits: Limits) -> Limits:
+    """Return `limits` unchanged, or raise BadRequest that names the field and its range."""
+    for name, allowed in LIMIT_RANGES.items():
+        _check_range(f"limits.{name}", getattr(limits, name), allowed)
+    return limits
+
+
+def check_timeout(timeout_s: object) -> float | None:
+    """The same range as `limits.wall_s`; None means that limit."""
+    return None if timeout_s is None else _check_range("timeout_s", timeout_s, LIMIT_RANGES["wall_s"])
+
+
+def _check_range(field: str, value: object, allowed: Range) -> float:
+    whole = allowed.low == int(allowed.low)
+    if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
+        raise BadRequest(f"{field}: {value!r} is not a {'whole ' if whole else ''}number.", field=field)
+    if not math.isfinite(value) or not allowed.low <= value <= allowed.high:
+        raise BadRequest(
+            f"{field}: {value} is out of range; it must be from {allowed.low:g} to {allowed.high:,.0f} {allowed.unit}.",
+            field=field,
+        )
+    return value
+
+
+def check_source(code: object, *, field: str = "code") -> bytes:
+    """The source as UTF-8. Raises BadRequest for what is not text, holds NUL characters, or is over `MAX_SOURCE_BYTES`."""
+    if not isinstance(code, str):
+        raise BadRequest(f"{field}: source must be a str, not {type(code).__name__}.", field=field)
+    if len(code) > MAX_SOURCE_BYTES:  # a character is at least a byte: refuse before encoding 50 MB
+        raise _too_large(field, len(code))
+    nul = code.find("\0")
+    if nul >= 0:
+        line = code.count("\n", 0, nul) + 1
+        raise BadRequest(
+            f"{field}: the source holds a NUL character in line {line}; Python refuses such source.",
+            hint="Remove it; in a string literal write \\0.",
+            field=field,
+        )
+    try:
+        source = code.encode()
+    except UnicodeEncodeError as err:
+        line = code.count("\n", 0, err.start) + 1
+        raise BadRequest(
+            f"{field}: the source holds a lone surrogate (U+{ord(code[err.start]):04X}) in line {line}; it cannot be encoded as UTF-8.",
+            hint="It comes from text that was decoded wrongly; in a string literal write \\ud800.",
+            field=field,
+        ) from err
+    if len(source) > MAX_SOURCE_BYTES:
+        raise _too_large(field, len(source))
+    return source
+
+
+def decode_source(raw: bytes, *, field: str) -> str:
+    """Text of a source file in UTF-8, with or without a byte order mark. Raises BadRequest with the offset of the first bad byte."""
+    if len(raw) > MAX_SOURCE_BYTES:
+        raise _too_large(field, len(raw))
+    bom = b"\xef\xbb\xbf"
+    body = raw.removeprefix(bom)
+    try:
+        code = body.decode()
+    except UnicodeDecodeError as err:
+        offset = err.start + len(raw) - len(body)
+        line = body.count(b"\n", 0, err.start) + 1
+        raise BadRequest(
+            f"{field}: the source is not UTF-8: byte 0x{body[err.start]:02x} at offset {offset} (line {line}).",
+            hint="Save the file as UTF-8; for example `iconv -f LATIN1 -t UTF-8 FILE`.",
+            field=field,
+        ) from err
+    check_source(code, field=field)
+    return code
+
+
+def check_inputs(inputs: Mapping[str, object]) -> bytes:
+    """The inputs as one JSON object. Raises BadRequest for names that are no identifiers and values that are not JSON."""
+    for name in inputs:
+        if not isinstance(name, str) or not name.isidentifier():  # pyright: ignore[reportUnnecessaryIsInstance] -- a caller's mapping
+            raise BadRequest(f"inputs: {name!r} is not a name that a variable can have.", field=f"inputs.{name}")
+    try:
+        encoded = msgspec.json.encode(inputs)
+    except (TypeError, ValueError, RecursionError) as err:
+        raise BadRequest(f"inputs: not JSON: {err}.", field="inputs") from err
+    if len(encoded) > MAX_INPUT_BYTES:
+        raise BadRequest(
+            f"inputs: {len(encoded):,} bytes of JSON; the most is {MAX_INPUT_BYTES:,}.",
+            hint="Pass large data as a file.",
+            field="inputs",
+        )
+    return encoded
+
+
+def check_environment_name(name: object, *, field: str = "environment") -> str:
+    """Letters, digits, `_`, `.` and `-`, at most 64, the first a letter or digit: it becomes the name of a folder."""
+    if not isinstance(name, str) or not _ENVIRONMENT_NAME.fullmatch(name):
+        raise BadRequest(
+            f"{field}: {str(name)[:80]!r} is not a name for an environment.",
+            hint="Use up to 64 letters, digits, `_`, `.` and `-`, beginning with a letter or a digit.",
+            field=field,
+        )
+    return name
+
+
+def _too_large(field: str, size: int) -> BadRequest:
+    return BadRequest(
+        f"{field}: the source has {size:,} bytes; the most is {MAX_SOURCE_BYTES:,} (10 MiB).",
+        hint="Pass data as a file or as inputs, not as source.",
+        field=field,
+    )

@@ -1,0 +1,91 @@
+"""The only reader of the process's environment variables: every variable is declared here, once.
+
+Everybody else receives values. Each function takes the mapping it reads, so that tests need not change the real one.
+"""
+
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from onetrip.errors import Unavailable
+
+# name → meaning. `docs/` lists exactly these; a test compares.
+VARIABLES: Final[Mapping[str, str]] = {
+    "ONETRIP_HOME": "Folder for environments. Default: share/onetrip of the installation if there is one, else the user's data folder.",
+    "XDG_DATA_HOME": "The user's data folder, as the XDG base directory specification has it. Default: ~/.local/share.",
+    "HOME": "The user's home folder.",
+    "UV_CACHE_DIR": "Folder in which uv keeps downloads between builds. Default: none are kept.",
+}
+
+
+def homes(environ: Mapping[str, str] = os.environ, prefix: str = sys.prefix) -> tuple[Path, ...]:
+    """Folders that may hold environments, in the order in which they are searched. May be empty; none need exist.
+
+    `ONETRIP_HOME` stands alone when it is set: who names a folder means that one.  Otherwise the installation's own folder
+    comes first (`make` puts the default environment there, so that `.venv/bin/onetrip` finds it from any shell), then the
+    user's, so that a user who may not write to the installation still adds environments of their own.
+    """
+    named = environ.get("ONETRIP_HOME", "")
+    if named:
+        return (Path(os.path.abspath(named)),)
+    installation = Path(prefix) / "share" / "onetrip"
+    found = [installation] if installation.is_dir() else []
+    user = _user_data(environ)
+    return tuple(found if user is None else [*found, user])
+
+
+def writable_home(environ: Mapping[str, str] = os.environ, prefix: str = sys.prefix) -> Path:
+    """The first of `homes` that we can write to, made if it is missing. Raises Unavailable that says why none is."""
+    refused: list[str] = []
+    for home in homes(environ, prefix):
+        try:
+            home.mkdir(mode=0o755, parents=True, exist_ok=True)
+        except OSError as err:
+            refused.append(f"{home}: {err.strerror}")
+            continue
+        if os.access(home, os.W_OK | os.X_OK):
+            return home
+        refused.append(f"{home}: not writable for this user")
+    why = "; ".join(refused) or "neither HOME nor XDG_DATA_HOME is set"
+    raise Unavailable(
+        f"There is no folder to keep environments in ({why}).",
+        hint="Set ONETRIP_HOME to a folder that you can write to.",
+        field="ONETRIP_HOME",
+    )
+
+
+def history_file(environ: Mapping[str, str] = os.environ) -> Path | None:
+    """Where `onetrip shell` remembers its lines: with the user's own data and for that user alone. None: nowhere."""
+    folder = _user_data(environ)
+    if folder is None:
+        return None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        os.close(os.open(folder / "shell-history", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    except OSError:  # a read-only home is no reason not to have a shell
+        return None
+    return folder / "shell-history"
+
+
+def _user_data(environ: Mapping[str, str]) -> Path | None:
+    data = environ.get("XDG_DATA_HOME", "")
+    if os.path.isabs(data):  # the specification: "all paths must be absolute … consider [others] invalid and ignore"
+        return Path(data) / "onetrip"
+    home = environ.get("HOME", "")
+    return Path(home) / ".local" / "share" / "onetrip" if os.path.isabs(home) else None
+
+
+def builder_variables(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Variables for the tools that build an environment: all of the caller's, for these are trusted programs that need
+    the caller's proxies, mirrors and certificates. A sandbox gets none of them.
+    """
+    kept = {name: value for name, value in environ.items() if name not in {"PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV"}}
+    kept["UV_NO_PROGRESS"] = "1"  # we show the progress
+    return kept
+
+
+def builder_cache(environ: Mapping[str, str] = os.environ) -> str | None:
+    """Where uv may keep its downloads, if the user named a place. None: a build keeps nothing."""
+    return environ.get("UV_CACHE_DIR") or None

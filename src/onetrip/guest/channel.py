@@ -1,0 +1,113 @@
+"""The guest's end of the channel: whole messages in and out, and never two senders at once.
+
+The program may have threads and forked children that outlive a cell and still want to display something.  A message is sent
+under a lock, by the process that owns the channel, and a display only while its own run is open.
+"""
+
+from _thread import allocate_lock
+from collections import deque
+from collections.abc import Mapping
+from fcntl import ioctl
+from itertools import repeat
+from os import set_blocking
+from posix import _exit as exit_process  # pyright: ignore[reportPrivateUsage]  # its public name is os._exit
+from posix import close, getpid, read, write
+from termios import TIOCOUTQ  # of a socket: bytes that the other end has not read
+from time import monotonic, sleep
+from typing import Final
+
+from .. import wire
+from .interrupts import block_all, restore
+from .own import OWN as __builtins__  # noqa: F401  # see own.py
+
+_READ_S: Final = 0.02  # longest wait for the host to read a display …
+_READ_TOTAL_S: Final = 0.25  # … and in one cell altogether
+_READ_STEP_S: Final = 0.00005
+_LOST: Final = 70  # exit status (sysexits.h, EX_SOFTWARE): the program closed or broke the channel
+
+
+class Channel:
+    """Over an AF_UNIX SOCK_SEQPACKET socket: one packet is one read or write."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._pid = getpid()
+        self._run: str | None = None
+        self._patience_s = 0.0
+        self._lock = allocate_lock()
+        self._protocol = wire.GuestProtocol()
+
+    def receive(self) -> wire.HostMessage | None:
+        """The next message from the host, waiting for it; None when the host is gone."""
+        while True:
+            try:
+                packet = read(self._fd, wire.PACKET_BYTES)
+            except BlockingIOError:  # the program changed the socket
+                set_blocking(self._fd, True)
+                continue
+            except OSError:
+                exit_process(_LOST)
+            if not packet:
+                return None
+            message = self._protocol.receive(packet)
+            if message is not None:
+                return message
+
+    def open_run(self, run: str) -> None:
+        self._run = run
+        self._patience_s = _READ_TOTAL_S
+
+    def send(self, message: wire.GuestMessage) -> None:
+        """Signals must be blocked. Raises ValueError when the message is too large for the protocol; nothing is sent then."""
+        packets = list(wire.packets(message))
+        with self._lock:
+            if type(message) is wire.Done:
+                self._run = None
+            self._send(packets)
+
+    def display(self, data: Mapping[str, bytes], is_result: bool) -> bool:
+        """Send one rich output, from any thread of the program. False when it cannot be shown any more."""
+        run = self._run
+        if run is None or getpid() != self._pid:
+            return False
+        mask = block_all()  # an interrupt between two packets would leave half a message
+        try:
+            try:
+                packets = list(wire.packets(wire.Display(run, tuple(data), is_result, tuple(data.values()))))
+            except ValueError:  # too large
+                return False
+            with self._lock:
+                if self._run != run:
+                    return False
+                self._send(packets)
+        finally:
+            restore(mask)
+        self._wait_until_read()
+        return True
+
+    def _wait_until_read(self) -> None:
+        """Until the host has taken the display, for a bounded time: what is printed next goes another way and must not overtake it."""
+        began = now = monotonic()
+        give_up = began + min(_READ_S, self._patience_s)
+        try:
+            while now < give_up and any(ioctl(self._fd, TIOCOUTQ, b"\0\0\0\0")):
+                sleep(_READ_STEP_S)
+                now = monotonic()
+        except OSError:
+            return  # not allowed here: then only the order of events is less exact
+        self._patience_s -= now - began
+
+    def _send(self, packets: list[bytes]) -> None:
+        try:
+            set_blocking(self._fd, True)  # the program may have changed it
+            # One call into C: no signal handler of Python's can run between two packets.
+            deque(map(write, repeat(self._fd), packets), 0)
+        except OSError:
+            exit_process(_LOST)
+
+    def leave(self) -> None:
+        """In a forked child: the channel is the parent's."""
+        if self._fd >= 0 and getpid() != self._pid:
+            self._run = None
+            fd, self._fd = self._fd, -1
+            close(fd)

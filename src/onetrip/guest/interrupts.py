@@ -1,0 +1,63 @@
+"""Signals: the program may be interrupted, our own code may not.
+
+Outside of `Gate.run` every signal is blocked in this thread, so that neither an interrupt nor an alarm of the program's can
+raise in the middle of an answer.  An interrupt that arrives while no cell runs is dropped; every other signal stays pending
+and reaches the program in its next cell.
+"""
+
+# The C functions themselves: the wrappers in `signal` build enum sets, which costs more than the system calls.
+from _signal import default_int_handler, pthread_sigmask, signal  # type: ignore[import-not-found]  # no stubs for _signal
+from collections.abc import Callable
+from signal import SIG_BLOCK, SIG_IGN, SIG_SETMASK, SIGINT, SIGKILL, SIGSTOP, valid_signals
+from typing import Final, cast
+
+from .own import OWN as __builtins__  # noqa: F401  # see own.py
+
+# Faults that the processor raises must stay deliverable.
+_FAULTS: Final = frozenset({4, 5, 7, 8, 11, 31})  # ILL TRAP BUS FPE SEGV SYS
+_ALL: Final = tuple(sorted({int(s) for s in valid_signals()} - _FAULTS - {int(SIGKILL), int(SIGSTOP)}))
+_INT, _BLOCK, _SET, _IGNORE = int(SIGINT), int(SIG_BLOCK), int(SIG_SETMASK), int(SIG_IGN)
+
+
+def block_all() -> set[int]:
+    """Block every signal in this thread. Returns the mask as it was, for `restore`."""
+    return cast("set[int]", pthread_sigmask(_BLOCK, _ALL))
+
+
+def restore(mask: set[int]) -> None:
+    """May raise at once what a signal that waited raises."""
+    pthread_sigmask(_SET, mask)
+
+
+class Gate:
+    """Lets signals through while a cell runs."""
+
+    def __init__(self) -> None:
+        self._mask: set[int] = set()  # the program's own mask
+        self.failure: BaseException | None = None
+
+    def shut(self) -> None:
+        """Block all signals; the program's mask is kept for its next cell."""
+        self._mask = block_all()
+
+    def run(self, action: Callable[[], object]) -> None:
+        """Run the program's code. What it raised, interrupts included, is in `failure` afterwards.
+
+        `failure` is an attribute and not the result, because a local of this frame would make a cycle with the traceback
+        and keep everything the program's frames refer to alive.
+        """
+        self.failure = None
+        finished = False
+        try:
+            try:
+                signal(_INT, _IGNORE)  # POSIX: this discards a pending interrupt, one that came while no cell ran
+                signal(_INT, default_int_handler)
+                restore(self._mask)
+                action()
+                finished = True
+            except BaseException as error:  # noqa: BLE001  # whatever the program raises is a result
+                if not finished:  # else an interrupt that came between the last line and here: too late
+                    self.failure = error
+            self.shut()
+        except BaseException:  # noqa: BLE001  # an interrupt between the program's end and the mask: too late
+            block_all()

@@ -1,0 +1,399 @@
+"""Control groups: memory, processes and CPU of a whole sandbox, counted and bounded by the kernel. Versions 2 and 1, or none.
+
+Theory of operation
+-------------------
+`probe` looks for a place where groups of ours may be made and says why where there is none. The group that the server was started
+in is never touched, nor moved out of. Below the place lies `onetrip-<uid>`, and in it one group per sandbox, named after the
+server that made it (pid and start time), so that `sweep` can tell the leftovers of a dead server from the groups of a live one.
+
+A process joins by itself: it inherits `procs_fds` and writes "0" to each. The kernel checks the permission of who opened the file.
+In version 1 the file is `tasks`, because a single thread that moves itself skips the lock over all forks of the machine
+(kernel/cgroup/cgroup.c, cgroup_procs_write_start); with `cgroup.procs` one join in a hundred took 16 ms here, with `tasks` 0.1.
+"""
+
+import contextlib
+import os
+import select
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from errno import EBUSY, EINVAL, ENOENT
+from typing import Final, Literal, NamedTuple
+
+PERIOD_US: Final = 100_000  # of the CPU quota: the kernel's default (Documentation/scheduler/sched-bwc)
+REMOVE_S: Final = 2.0  # how long `remove` waits for the last process to be gone
+_RETRY_S: Final = 0.001
+_WANTED_V1: Final = ("memory", "pids", "cpuacct", "cpu")
+_WANTED_V2: Final = ("memory", "pids", "cpu")
+_OPTIONAL: Final = "cpu"  # without it CPU time is still counted, and the share is bounded by pinning
+_REMEDY_V2: Final = "start it by `systemd-run --user --scope -p Delegate=yes`, or configure a delegated group (`cgroup_parent`)"
+_REMEDY_V1: Final = "make a group in each hierarchy, `chown -R` it to this user, and configure its path (`cgroup_parent`)"
+
+
+@dataclass(frozen=True, slots=True)
+class Hierarchy:
+    """Where our groups go. `version` "none": nowhere; then `reasons` (by controller) and `remedy` say why and what to do."""
+
+    version: Literal["v2", "v1", "none"]
+    places: Mapping[str, str] = field(default_factory=dict[str, str])  # usable controller → folder in which `onetrip-<uid>` is made
+    reasons: Mapping[str, str] = field(default_factory=dict[str, str])  # unusable controller → why
+    remedy: str | None = None
+    make: Callable[[str], None] = os.mkdir  # the seam: tests stand in for the kernel, which fills a new folder with files
+    drop: Callable[[str], None] = os.rmdir
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What holds a limit, as reported with each result."""
+        return tuple(f"cgroup-{self.version}:{name}" for name in self.places if name != "cpuacct")
+
+    def base(self, controller: str) -> str:
+        return f"{self.places[controller]}/onetrip-{os.geteuid()}"
+
+
+def probe(parent: str | None = None, *, proc: str = "/proc/self") -> Hierarchy:
+    """Find the best place. `parent` is the group that the configuration names, as a path below the hierarchy's root.
+
+    In version 2 this may switch controllers on in the place's `cgroup.subtree_control`; otherwise it only looks.
+    """
+    mounts, own = _mounts(proc), _own_groups(proc)
+    found = [_probe_v2(mounts["cgroup2"], own.get("", "/"), parent)] if "cgroup2" in mounts else []
+    found.append(_probe_v1(mounts, parent))
+    for hierarchy in found:
+        if hierarchy.version != "none":
+            return hierarchy
+    # Explain the one that has more to offer: a version 2 without controllers stands beside many a version 1.
+    return min(found, key=lambda hierarchy: sum("no such controller" in reason for reason in hierarchy.reasons.values()))
+
+
+def _mounts(proc: str) -> dict[str, str]:
+    """Mount point of version 2 ("cgroup2") and of each controller of version 1."""
+    points: dict[str, str] = {}
+    with open(f"{proc}/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
+        for line in lines:
+            before, _, after = line.partition(" - ")
+            kind, _, options = after.split()[:3]
+            point = before.split()[4].encode().decode("unicode_escape")  # spaces are written as \040
+            if kind == "cgroup2":
+                points.setdefault("cgroup2", point)
+            elif kind == "cgroup":
+                points |= {option: point for option in options.split(",") if option in _WANTED_V1}
+    return points
+
+
+def _own_groups(proc: str) -> dict[str, str]:
+    """Controllers → group of this process; version 2 under ""."""
+    with open(f"{proc}/cgroup", encoding="utf-8", errors="surrogateescape") as lines:
+        return {line.split(":", 2)[1]: line.rstrip("\n").split(":", 2)[2] for line in lines}
+
+
+def _probe_v1(mounts: Mapping[str, str], parent: str | None) -> Hierarchy:
+    places: dict[str, str] = {}
+    reasons: dict[str, str] = {}
+    for name in _WANTED_V1:
+        place = _join(mounts[name], parent) if name in mounts else None
+        if place is None:
+            reasons[name] = "no such controller is mounted"
+        elif not os.path.isdir(place):
+            reasons[name] = f"{place} does not exist"
+        elif not os.access(place, os.W_OK | os.X_OK):
+            reasons[name] = f"{place} is not writable for this user"
+        else:
+            places[name] = place
+    if any(name != _OPTIONAL for name in reasons):
+        return Hierarchy("none", {}, reasons, _REMEDY_V1)
+    return Hierarchy("v1", places, reasons, _REMEDY_V1 if reasons else None)
+
+
+def _probe_v2(root: str, own: str, parent: str | None) -> Hierarchy:
+    reasons: dict[str, str] = {}
+    for place in _candidates_v2(root, own, parent):
+        if not os.path.isdir(place):
+            reasons = dict.fromkeys(_WANTED_V2, f"{place} does not exist")
+            continue
+        controllers = _read_text(f"{place}/cgroup.controllers").split()
+        reasons = {name: f"no such controller in {place}" for name in _WANTED_V2 if name not in controllers}
+        if not all(os.access(path, os.W_OK) for path in (place, f"{place}/cgroup.procs", f"{place}/cgroup.subtree_control")):
+            reasons = {name: f"{place} is not delegated to this user" for name in _WANTED_V2} | reasons
+            continue
+        for name in _WANTED_V2:
+            if name not in reasons and name not in _read_text(f"{place}/cgroup.subtree_control").split():
+                try:
+                    _write(f"{place}/cgroup.subtree_control", f"+{name}")
+                except OSError as err:
+                    reasons[name] = f"{place} does not pass it on: {err.strerror}"
+        if all(name == _OPTIONAL for name in reasons):
+            places = {name: place for name in _WANTED_V2 if name not in reasons}
+            return Hierarchy("v2", places, reasons, _REMEDY_V2 if reasons else None)
+    return Hierarchy("none", {}, reasons, _REMEDY_V2)
+
+
+def _candidates_v2(root: str, own: str, parent: str | None) -> Iterator[str]:
+    """The configured place alone, or else every group above our own, the nearest first (our own holds processes: ours)."""
+    if parent is not None:
+        yield _join(root, parent)
+        return
+    above = _join(root, own)
+    while above != root:
+        above = os.path.dirname(above)
+        yield above
+    if own == "/":
+        yield root
+
+
+def _join(root: str, below: str | None) -> str:
+    return os.path.join(root, (below or "").removeprefix(root).strip("/")).rstrip("/")
+
+
+# ---------------------------------------------------------------------------------------------------- one group
+
+
+class Usage(NamedTuple):
+    """What the group has used since it was made or `reset`. Memory includes page cache, tmpfs files and kernel memory."""
+
+    memory_bytes: int
+    peak_memory_bytes: int
+    cpu_us: int
+    oom_kills: int
+    refused_forks: int
+
+
+class _Files(NamedTuple):
+    join: str
+    memory: str
+    peak: str
+    cpu: str
+    oom: str
+    forks: str
+
+
+_V1: Final = _Files(
+    "tasks", "memory.usage_in_bytes", "memory.max_usage_in_bytes", "cpuacct.usage", "memory.oom_control", "pids.events"
+)
+_V2: Final = _Files("cgroup.procs", "memory.current", "memory.peak", "cpu.stat", "memory.events", "pids.events")
+
+
+class Group:
+    """One sandbox's group, in all hierarchies. Made by `create`, closed by `remove`."""
+
+    def __init__(self, hierarchy: Hierarchy, name: str) -> None:
+        self._hierarchy, self._files = hierarchy, _V1 if hierarchy.version == "v1" else _V2
+        label = f"{os.getpid()}-{_start_time(os.getpid())}-{name}"
+        self._folders = {controller: f"{hierarchy.base(controller)}/{label}" for controller in hierarchy.places}
+        self._made: list[str] = []
+        self._written: dict[str, str] = {}
+        self._fds: dict[str, int] = {}
+        self._peak_seen = 0
+        self._sampled_peak = False  # the kernel cannot reset the peak: take the highest reading instead
+        self._before = Usage(0, 0, 0, 0, 0)
+        self.procs_fds: tuple[int, ...] = ()
+
+    @classmethod
+    def create(cls, hierarchy: Hierarchy, name: str, *, memory_bytes: int, processes: int, cpus: float | None = None) -> "Group":
+        """Make the group, with its limits set and `procs_fds` open. Raises OSError, and then leaves nothing.
+
+        `processes` counts threads. `cpus` is a share of CPU time, 1.0 one whole CPU; None: not bounded.
+        """
+        group = cls(hierarchy, name)
+        try:
+            for folder in dict.fromkeys(group._folders.values()):
+                _make_folder(hierarchy, folder)
+                group._made.append(folder)
+            group._set_once()
+            group.set_limits(memory_bytes=memory_bytes, processes=processes, cpus=cpus)
+            group._open()
+        except OSError:
+            group.remove()
+            raise
+        return group
+
+    def _set_once(self) -> None:
+        if self._hierarchy.version == "v2":
+            with contextlib.suppress(FileNotFoundError):  # a kernel without swap
+                self._write("memory", "memory.swap.max", "0")
+        elif not os.path.exists(f"{self._folders['memory']}/memory.memsw.limit_in_bytes"):
+            self._write("memory", "memory.swappiness", "0")
+
+    def _open(self) -> None:
+        files, cpu = self._files, "cpuacct" if self._hierarchy.version == "v1" else "memory"
+        for controller, name in (("memory", files.memory), (cpu, files.cpu), ("memory", files.oom), ("pids", files.forks)):
+            self._fds[name] = os.open(f"{self._folders[controller]}/{name}", os.O_RDONLY | os.O_CLOEXEC)
+        peak = f"{self._folders['memory']}/{files.peak}"
+        try:
+            self._fds[files.peak] = os.open(peak, os.O_RDWR | os.O_CLOEXEC)
+        except PermissionError:  # Linux < 6.12: version 2 lets nobody reset it
+            self._fds[files.peak] = os.open(peak, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:  # Linux < 5.19
+            self._sampled_peak = True
+        self.procs_fds = tuple(os.open(f"{folder}/{files.join}", os.O_WRONLY | os.O_CLOEXEC) for folder in self._made)
+
+    def close_procs(self) -> None:
+        """Close `procs_fds`, once the child has them."""
+        for fd in self.procs_fds:
+            os.close(fd)
+        self.procs_fds = ()
+
+    def set_limits(self, *, memory_bytes: int, processes: int, cpus: float | None = None) -> None:
+        """Write what differs from what holds. `cpus` None leaves the share as it is.
+
+        Raises OSError (EBUSY in version 1) when the group already uses more memory than that and cannot give it back.
+        """
+        if self._hierarchy.version == "v2":
+            self._write("memory", "memory.max", str(memory_bytes))
+        else:
+            # memory + swap may never be below memory: the one that grows goes first.
+            names = ["memory.limit_in_bytes", "memory.memsw.limit_in_bytes"]
+            if "memory.swappiness" in self._written:
+                del names[1]
+            elif memory_bytes > int(self._written.get(names[0], "0")) and names[0] in self._written:
+                names.reverse()
+            for name in names:
+                self._write("memory", name, str(memory_bytes))
+        self._write("pids", "pids.max", str(processes))
+        if cpus is not None and "cpu" in self._folders:
+            quota = str(max(1000, int(cpus * PERIOD_US)))  # the kernel's least is 1 ms
+            if self._hierarchy.version == "v2":
+                self._write("cpu", "cpu.max", f"{quota} {PERIOD_US}")
+            else:
+                self._write("cpu", "cpu.cfs_quota_us", quota)
+
+    def _write(self, controller: str, name: str, value: str) -> None:
+        if self._written.get(name) != value:
+            _write(f"{self._folders[controller]}/{name}", value)
+            self._written[name] = value
+
+    def usage(self) -> Usage:
+        """Read the counters: five `pread`s of open files."""
+        files, before = self._files, self._before
+        memory = int(self._read(files.memory))
+        self._peak_seen = max(self._peak_seen, memory)
+        peak = self._peak_seen if self._sampled_peak else max(memory, int(self._read(files.peak)))
+        raw = self._read(files.cpu)
+        cpu = int(raw) // 1000 if files is _V1 else _field(raw, b"usage_usec")
+        oom, forks = _field(self._read(files.oom), b"oom_kill"), _field(self._read(files.forks), b"max")
+        return Usage(memory, peak, cpu - before.cpu_us, oom - before.oom_kills, forks - before.refused_forks)
+
+    def _read(self, name: str) -> bytes:
+        return os.pread(self._fds[name], 4096, 0)
+
+    def reset_peak(self) -> None:
+        """Let the peak start again from what is used at this moment."""
+        self._peak_seen = 0
+        if not self._sampled_peak:
+            try:
+                os.pwrite(self._fds[self._files.peak], b"0", 0)
+            except OSError as err:
+                if err.errno not in (EINVAL, 9):  # EBADF: opened for reading only
+                    raise
+                self._sampled_peak = True
+
+    def reset(self) -> None:
+        """Count from zero again, for another sandbox in the same, empty group."""
+        self._before = Usage(0, 0, 0, 0, 0)
+        self._before = self.usage()
+        self.reset_peak()
+
+    def kill(self) -> None:
+        """Kill every process in the group, forks that race with it included."""
+        if self._hierarchy.version == "v2" and os.path.exists(f"{self._made[0]}/cgroup.kill"):
+            _write(f"{self._made[0]}/cgroup.kill", "1")
+            return
+        # One hierarchy is enough. A number may have been given to another process since it was read: look again while holding it.
+        deadline = time.monotonic() + REMOVE_S
+        while (pids := self._members()) and time.monotonic() < deadline:
+            for pid in pids:
+                with contextlib.suppress(ProcessLookupError):
+                    pidfd = os.pidfd_open(pid)
+                    try:
+                        if pid in self._members():
+                            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+                            select.select([pidfd], [], [], _RETRY_S)
+                    finally:
+                        os.close(pidfd)
+
+    def _members(self) -> list[int]:
+        return [int(line) for line in _read_text(f"{self._made[0]}/cgroup.procs").split()]
+
+    def remove(self, *, deadline_s: float = REMOVE_S) -> None:
+        """Remove the group. Its processes must be dead or dying: waits up to `deadline_s`, then raises OSError (EBUSY).
+
+        Removing it again does no harm.
+        """
+        self.close_procs()
+        for fd in self._fds.values():
+            os.close(fd)
+        self._fds.clear()
+        deadline = time.monotonic() + deadline_s
+        while self._made:
+            folder = self._made[-1]
+            try:
+                self._hierarchy.drop(folder)
+            except FileNotFoundError:
+                pass
+            except OSError as err:
+                if err.errno != EBUSY or time.monotonic() > deadline:
+                    raise OSError(err.errno, err.strerror, folder) from err
+                time.sleep(_RETRY_S)  # there is no event for it in version 1, and in version 2 it is a matter of microseconds
+                continue
+            self._made.pop()
+
+
+def sweep(hierarchy: Hierarchy) -> int:
+    """Remove the empty groups of servers that are dead, and `onetrip-<uid>` itself when nothing is left in it. Returns how many."""
+    removed = 0
+    for base in {hierarchy.base(controller) for controller in hierarchy.places}:
+        with contextlib.suppress(OSError):
+            for entry in os.scandir(base):
+                pid, _, rest = entry.name.partition("-")
+                started = rest.partition("-")[0]
+                if entry.is_dir() and pid.isdigit() and _start_time(int(pid)) != started:
+                    with contextlib.suppress(OSError):  # EBUSY: its sandbox outlives it, and may be adopted
+                        hierarchy.drop(entry.path)
+                        removed += 1
+            hierarchy.drop(base)
+    return removed
+
+
+def _make_folder(hierarchy: Hierarchy, folder: str) -> None:
+    base = os.path.dirname(folder)
+    for _ in range(3):  # a sweep of another server of ours may take the base away in between
+        with contextlib.suppress(FileExistsError):
+            hierarchy.make(base)
+        with contextlib.suppress(FileNotFoundError):
+            if hierarchy.version == "v2":
+                _write(f"{base}/cgroup.subtree_control", " ".join(f"+{name}" for name in hierarchy.places))
+            hierarchy.make(folder)
+            return
+    raise OSError(ENOENT, os.strerror(ENOENT), base)
+
+
+def _start_time(pid: int) -> str | None:
+    """When the process started, in clock ticks after boot: field 22 of proc_pid_stat(5). None: there is no such process."""
+    try:
+        return _read_text(f"/proc/{pid}/stat").rpartition(")")[2].split()[19]
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+
+
+def _field(raw: bytes, name: bytes) -> int:
+    """A value from lines of `name value`; 0 where the kernel does not have it."""
+    for line in raw.splitlines():
+        key, _, value = line.partition(b" ")
+        if key == name:
+            return int(value)
+    return 0
+
+
+def _read_text(path: str) -> str:
+    with open(path, encoding="utf-8", errors="surrogateescape") as file:
+        return file.read()
+
+
+def _write(path: str, value: str) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC)
+    try:
+        os.write(fd, value.encode())
+    except OSError as err:
+        raise OSError(err.errno, err.strerror, path) from err
+    finally:
+        os.close(fd)

@@ -1,0 +1,223 @@
+"""The system calls of the jail: one function each, that does the call or raises OSError with the call's name.
+
+Everything that takes time (argument types, numbers, the count of capabilities) is prepared when this file is imported, because
+the functions are called right after a fork.  Signatures and constants: the man page of the same name, or the header named.
+"""
+
+import ctypes
+import fcntl
+import os
+import platform
+import struct
+from ctypes import c_char_p, c_int, c_long, c_size_t, c_ulong, c_void_p
+from typing import Any, Final
+
+# linux/sched.h
+CLONE_NEWNS: Final = 0x00020000
+CLONE_NEWCGROUP: Final = 0x02000000
+CLONE_NEWUTS: Final = 0x04000000
+CLONE_NEWIPC: Final = 0x08000000
+CLONE_NEWUSER: Final = 0x10000000
+CLONE_NEWPID: Final = 0x20000000
+CLONE_NEWNET: Final = 0x40000000
+# linux/mount.h
+MS_RDONLY: Final = 0x1
+MS_NOSUID: Final = 0x2
+MS_NODEV: Final = 0x4
+MS_NOEXEC: Final = 0x8
+MS_REMOUNT: Final = 0x20
+MS_NOATIME: Final = 0x400
+MS_NODIRATIME: Final = 0x800
+MS_BIND: Final = 0x1000
+MS_MOVE: Final = 0x2000
+MS_REC: Final = 0x4000
+MS_PRIVATE: Final = 0x40000
+MS_SLAVE: Final = 0x80000
+MS_RELATIME: Final = 0x200000
+MNT_DETACH: Final = 2
+# asm-generic/mman-common.h
+MADV_HUGEPAGE: Final = 14
+MADV_COLLAPSE: Final = 25
+# linux/openat2.h
+RESOLVE_NO_XDEV: Final = 0x01
+RESOLVE_NO_MAGICLINKS: Final = 0x02
+RESOLVE_NO_SYMLINKS: Final = 0x04
+RESOLVE_BENEATH: Final = 0x08
+RESOLVE_IN_ROOT: Final = 0x10
+# linux/prctl.h
+_PR_SET_PDEATHSIG, _PR_GET_DUMPABLE, _PR_SET_DUMPABLE = 1, 3, 4
+_PR_CAPBSET_READ, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL = 23, 24, 38, 47, 4
+# linux/capability.h: version 3, two words per set
+_CAPABILITY_VERSION_3: Final = 0x20080522
+# linux/if.h, linux/sockios.h
+_SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 0x1
+# linux/seccomp.h
+_SECCOMP_SET_MODE_FILTER: Final = 1
+# Numbers of calls that libc has no function for: asm/unistd.h; from 424 on they are the same on every architecture.
+_NR_PIVOT_ROOT, _NR_SECCOMP = {"x86_64": (155, 317), "aarch64": (41, 277)}.get(platform.machine(), (-1, -1))
+_NR_OPENAT2: Final = 437
+_NR_LANDLOCK_CREATE_RULESET, _NR_LANDLOCK_ADD_RULE, _NR_LANDLOCK_RESTRICT_SELF = 444, 445, 446
+
+_libc: Final = ctypes.CDLL(None, use_errno=True)
+
+
+def _function(name: str, *arguments: Any) -> Any:
+    function = getattr(_libc, name)
+    function.argtypes = arguments
+    function.restype = c_int
+    return function
+
+
+_unshare = _function("unshare", c_int)
+_setns = _function("setns", c_int, c_int)
+_mount = _function("mount", c_char_p, c_char_p, c_char_p, c_ulong, c_char_p)
+_umount2 = _function("umount2", c_char_p, c_int)
+_sethostname = _function("sethostname", c_char_p, c_size_t)
+_prctl = _function("prctl", c_int, c_ulong, c_ulong, c_ulong, c_ulong)
+# Without argument types a call takes half the time, and `drop_capabilities` makes 41: for small, non-negative numbers only.
+_prctl_quick = _libc["prctl"]
+_capset = _function("capset", c_void_p, c_void_p)
+_madvise = _function("madvise", c_void_p, c_size_t, c_int)
+_socket = _function("socket", c_int, c_int, c_int)
+# `syscall` takes any number of arguments, all words; the types are given with each call.
+_syscall = _libc.syscall
+_syscall.restype = c_long
+
+
+def _check(result: int, call: str, detail: str | None = None) -> int:
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{call}: {os.strerror(number)}", detail)
+    return result
+
+
+def _bytes(text: str | None) -> bytes | None:
+    return None if text is None else os.fsencode(text)
+
+
+# ---------------------------------------------------------------------------------------------------- namespaces and mounts
+
+
+def unshare(flags: int) -> None:
+    _check(_unshare(flags), "unshare")
+
+
+def setns(fd: int, flags: int) -> None:
+    """Enter the namespaces `flags` of `fd`: a namespace file, or (Linux ≥ 5.8) a pidfd, whose namespaces are entered together."""
+    _check(_setns(fd, flags), "setns")
+
+
+def mount(source: str | None, target: str, fstype: str | None, flags: int, data: str | None) -> None:
+    _check(_mount(_bytes(source), _bytes(target), _bytes(fstype), flags, _bytes(data)), "mount", target)
+
+
+def umount2(target: str, flags: int) -> None:
+    _check(_umount2(_bytes(target), flags), "umount2", target)
+
+
+def pivot_root(new_root: str, put_old: str) -> None:
+    _check(_syscall(c_long(_NR_PIVOT_ROOT), c_char_p(_bytes(new_root)), c_char_p(_bytes(put_old))), "pivot_root", new_root)
+
+
+def sethostname(name: str) -> None:
+    raw = name.encode()
+    _check(_sethostname(raw, len(raw)), "sethostname")
+
+
+def bring_loopback_up() -> None:
+    """Set the loopback interface of the current network namespace up. Needs CAP_NET_ADMIN over that namespace."""
+    fd = _check(_socket(2, 2 | os.O_CLOEXEC, 0), "socket")  # AF_INET, SOCK_DGRAM
+    try:
+        request = bytearray(struct.pack("16sH22x", b"lo", 0))  # struct ifreq
+        fcntl.ioctl(fd, _SIOCGIFFLAGS, request)
+        struct.pack_into("H", request, 16, struct.unpack_from("H", request, 16)[0] | _IFF_UP)
+        fcntl.ioctl(fd, _SIOCSIFFLAGS, bytes(request))
+    except OSError as err:
+        raise OSError(err.errno, f"ioctl SIOCSIFFLAGS: {err.strerror}", "lo") from err
+    finally:
+        os.close(fd)
+
+
+def openat2(dir_fd: int, path: str, flags: int, *, mode: int = 0, resolve: int = 0) -> int:
+    """Open `path` under the restrictions `resolve`; EXDEV or ELOOP where it would leave them. Linux ≥ 5.6, else ENOSYS."""
+    how = struct.pack("QQQ", flags | os.O_CLOEXEC, mode, resolve)
+    return _check(_syscall(c_long(_NR_OPENAT2), c_long(dir_fd), c_char_p(_bytes(path)), c_char_p(how), c_size_t(24)), "openat2", path)
+
+
+def madvise(address: int, length_bytes: int, advice: int) -> None:
+    """Advise on memory of this process; `address` is page-aligned."""
+    _check(_madvise(address, length_bytes, advice), "madvise")
+
+
+# ---------------------------------------------------------------------------------------------------- what this process may do
+
+
+def set_no_new_privs() -> None:
+    _check(_prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "prctl PR_SET_NO_NEW_PRIVS")
+
+
+def set_dumpable(dumpable: bool) -> None:
+    """Not dumpable: no ptrace, no core, and /proc/PID belongs to root. Changing ids and `execve` set it anew."""
+    _check(_prctl(_PR_SET_DUMPABLE, int(dumpable), 0, 0, 0), "prctl PR_SET_DUMPABLE")
+
+
+def is_dumpable() -> bool:
+    return _check(_prctl(_PR_GET_DUMPABLE, 0, 0, 0, 0), "prctl PR_GET_DUMPABLE") == 1
+
+
+def set_pdeathsig(signal_number: int) -> None:
+    """Get this signal when the thread that forked us ends. Changing ids clears it: set it after that."""
+    _check(_prctl(_PR_SET_PDEATHSIG, signal_number, 0, 0, 0), "prctl PR_SET_PDEATHSIG")
+
+
+def _capability_count() -> int:
+    count = 0
+    while _prctl_quick(_PR_CAPBSET_READ, count) >= 0:
+        count += 1
+    return count
+
+
+_CAPABILITIES: Final = _capability_count()  # of this kernel: 41 in Linux 5.9 and later
+_CAP_HEADER: Final = struct.pack("Ii", _CAPABILITY_VERSION_3, 0)
+_CAP_NONE: Final = struct.pack("6I", 0, 0, 0, 0, 0, 0)
+
+
+def drop_capabilities() -> bool:
+    """Empty the effective, permitted, inheritable, ambient and bounding sets of this thread.
+
+    False where the bounding set stays, since only CAP_SETPCAP may shrink it: then no_new_privs alone keeps it from mattering.
+    """
+    bounding_empty = True
+    for capability in range(_CAPABILITIES):
+        if _prctl_quick(_PR_CAPBSET_DROP, capability) < 0:
+            bounding_empty = not any(_prctl_quick(_PR_CAPBSET_READ, number) == 1 for number in range(_CAPABILITIES))
+            break
+    _check(_prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0), "prctl PR_CAP_AMBIENT")
+    _check(_capset(_CAP_HEADER, _CAP_NONE), "capset")
+    return bounding_empty
+
+
+# ---------------------------------------------------------------------------------------------------- filters
+
+
+def seccomp_set_filter(fprog: Any) -> None:
+    """`fprog` is a reference to a `struct sock_fprog`."""
+    _check(_syscall(c_long(_NR_SECCOMP), c_long(_SECCOMP_SET_MODE_FILTER), c_long(0), fprog), "seccomp")
+
+
+def landlock_create_ruleset(attributes: bytes | None, flags: int) -> int:
+    """A ruleset's descriptor; with flags 1 (LANDLOCK_CREATE_RULESET_VERSION) and no attributes, the ABI."""
+    size = c_size_t(len(attributes) if attributes else 0)
+    call = _syscall(c_long(_NR_LANDLOCK_CREATE_RULESET), c_char_p(attributes), size, c_long(flags))
+    return _check(call, "landlock_create_ruleset")
+
+
+def landlock_add_path(ruleset: int, allowed: int, path_fd: int) -> None:
+    """Add a LANDLOCK_RULE_PATH_BENEATH."""
+    rule = struct.pack("=Qi", allowed, path_fd)  # packed, without padding: struct landlock_path_beneath_attr
+    call = _syscall(c_long(_NR_LANDLOCK_ADD_RULE), c_long(ruleset), c_long(1), c_char_p(rule), c_long(0))
+    _check(call, "landlock_add_rule")
+
+
+def landlock_restrict_self(ruleset: int) -> None:
+    _check(_syscall(c_long(_NR_LANDLOCK_RESTRICT_SELF), c_long(ruleset), c_long(0)), "landlock_restrict_self")

@@ -1,0 +1,41 @@
+"""Programs and notebooks that nobody here wrote, kept outside of this repository: each behaves as under CPython and IPython.
+
+They take half an hour, so `make corpus` runs them and `make test` does not. ONETRIP_SHARED names the folder that holds them;
+without it, the folder `shared` beside the checkout is tried. The environment `corpus` must hold the packages that the corpus
+names; `make corpus` builds it.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+SHARED = Path(os.environ.get("ONETRIP_SHARED") or HERE.parents[2] / "shared")
+RUNNER = SHARED / "corpus" / "run_corpus.py"
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif("ONETRIP_CORPUS" not in os.environ, reason="takes half an hour: make corpus"),
+    pytest.mark.skipif(not RUNNER.is_file(), reason=f"the corpus is not here: there is no {RUNNER}; set ONETRIP_SHARED"),
+]
+
+# Items that differ, and why. docs/limits/ says the same in more words.
+DIFFERENT: dict[str, str] = {}
+
+
+def test_every_program_behaves_as_outside_of_the_sandbox(tmp_path):
+    failures = tmp_path / "failures.jsonl"
+    ran = subprocess.run(
+        [sys.executable, str(RUNNER), "--adapter", "adapter:make", "--jobs", str(os.cpu_count() or 1), "--failures", str(failures)],
+        cwd=HERE,
+        stdin=subprocess.DEVNULL,
+        timeout=3 * 3600,
+        check=False,  # its status says only whether anything differed, which is judged here
+    )
+    assert failures.exists(), f"the runner ended with {ran.returncode}"
+    found = {item["id"]: item["mismatches"] for item in map(json.loads, failures.read_text("utf-8").splitlines())}
+    assert {item: mismatches for item, mismatches in found.items() if item not in DIFFERENT} == {}

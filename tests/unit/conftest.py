@@ -1,0 +1,71 @@
+"""A stand-in for the Python interface, through the seam that the commands have."""
+
+import contextlib
+import threading
+
+import pytest
+
+from onetrip import errors
+from onetrip.model import FileChange, Isolation, Result, Started, Usage
+
+
+def result(**changes) -> Result:
+    fields = {
+        "id": "run_1",
+        "session_id": None,
+        "status": "completed",
+        "usage": Usage(wall_ms=12.34, cpu_ms=4.5, peak_memory_bytes=64 * 2**20),
+        "isolation": Isolation("jail", "strict", ("userns", "seccomp")),
+    }
+    return Result(**{**fields, **changes})
+
+
+class Fake:
+    """Stands where `onetrip.embedded` stands; remembers what it was asked for and gives the events it was made with."""
+
+    def __init__(self, *events, files=None, error=None):
+        self.events, self.error = events, error
+        self.asked, self.cells, self.interrupted = [], [], threading.Event()
+        self.stored = dict(files or {})
+        self.files = self
+
+    @contextlib.contextmanager
+    def local(self):
+        yield self
+
+    @contextlib.contextmanager
+    def session(self, **asked):
+        if self.error:
+            raise self.error
+        self.asked.append(asked)
+        yield self
+
+    def stream(self, code, *, inputs=None, timeout_s=None, final=False):
+        self.cells.append((code, inputs, final))
+        yield Started("run_1")
+        yield from self.events
+
+    def interrupt(self):
+        self.interrupted.set()
+
+    def read(self, path):
+        try:
+            return self.stored[path]
+        except KeyError:
+            raise errors.NotFound(f"There is no file {path!r}.") from None
+
+    def write(self, path, data):
+        self.stored[path] = data
+
+    def list(self):
+        return [FileChange(path, len(data), "created") for path, data in self.stored.items()]
+
+
+@pytest.fixture(name="Fake")
+def fake_class():
+    return Fake
+
+
+@pytest.fixture(name="result")
+def result_function():
+    return result
