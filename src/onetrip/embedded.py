@@ -104,7 +104,9 @@ class AsyncLocal:
         isolation_floor: Level = "strict",
     ) -> "AsyncSession":
         """A live namespace with a workspace: `async with ot.session() as s`, or `s = await ot.session()` and `await s.aclose()`."""
-        spec = _spec(environment=environment, limits=limits, policy=policy, isolation_floor=isolation_floor, metadata=dict(metadata or {}))
+        spec = _spec(
+            environment=environment, limits=limits, policy=policy, isolation_floor=isolation_floor, metadata=dict(metadata or {})
+        )
         return AsyncSession(self._engine, spec, _contents(files))
 
     def support(self) -> Support:
@@ -206,11 +208,10 @@ async def _last(events: AsyncGenerator[Event]) -> Result:
 def _contents(files: FileContents | None) -> dict[str, bytes]:
     contents: dict[str, bytes] = {}
     for path, data in (files or {}).items():
-        if isinstance(data, str):
-            data = data.encode()
-        if not isinstance(data, bytes | bytearray | memoryview):
+        raw: object = data.encode() if isinstance(data, str) else data
+        if not isinstance(raw, bytes | bytearray | memoryview):
             raise BadRequest(f"files: the content of {path!r} must be bytes or text, not {type(data).__name__}", field="files")
-        contents[path] = bytes(data)
+        contents[path] = bytes(raw)
     return contents
 
 

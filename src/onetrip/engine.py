@@ -8,13 +8,13 @@ import asyncio
 import contextlib
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 from onetrip import checks, environments, preload
-from onetrip.errors import BadRequest, NotFound, SessionGone
+from onetrip.errors import NotFound, SessionGone
 from onetrip.files import Workspace
 from onetrip.model import Cell, Done, Event, Level, SessionSpec, Support
 from onetrip.pool import Pool
@@ -46,7 +46,15 @@ class _Session:
 class LocalEngine:
     """See `Engine`. `start` before anything else; `aclose` ends every sandbox."""
 
-    def __init__(self, *, warm: int = 2, max_live: int = 2000, cgroup_parent: str | None = None, lease_s: float = 0.0, run_dir: Path | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        warm: int = 2,
+        max_live: int = 2000,
+        cgroup_parent: str | None = None,
+        lease_s: float = 0.0,
+        run_dir: Path | None = None,
+    ) -> None:
         self._warm, self._max_live = warm, max_live
         self._cgroup_parent, self._lease_s, self._run_dir = cgroup_parent, lease_s, run_dir
         self._tiers: dict[Level, tuple[JailTier, Pool]] = {}
@@ -110,7 +118,9 @@ class LocalEngine:
             if session.gone is not None:
                 raise SessionGone(f"the session ended: {session.gone}")
             queued_ms = (time.monotonic() - asked) * 1e3
-            events = session.worker.execute(cell, session.spec.limits, _run_id(), session_id=session_id, queue_ms=queued_ms, start_ms=0.0)
+            events = session.worker.execute(
+                cell, session.spec.limits, _run_id(), session_id=session_id, queue_ms=queued_ms, start_ms=0.0
+            )
             async with contextlib.aclosing(events):
                 async for event in events:
                     if isinstance(event, Done) and not event.result.session.survived:

@@ -115,11 +115,8 @@ class Workspace:
             _walk(root, b"", 0, found)
         return found
 
-    def changed_since(self, moment_ns: tuple[int, int]) -> bool:
-        """Whether the top folder changed since `top_moment`; a file system without files cannot change without that."""
-        return self.top_moment() != moment_ns
-
     def top_moment(self) -> tuple[int, int]:
+        """When the top folder last changed. A workspace without files and folders cannot get any without that."""
         status = os.fstat(self._fd)
         return status.st_mtime_ns, status.st_ctime_ns
 

@@ -9,7 +9,8 @@ import collections
 import os
 import secrets
 import time
-from typing import Final
+from collections.abc import Coroutine
+from typing import Any, Final
 
 from onetrip.errors import Overloaded, SandboxFailed
 from onetrip.model import Limits
@@ -122,7 +123,7 @@ class Pool:
         else:
             self._idle.setdefault(key, collections.deque()).append(worker)
 
-    def _spawn(self, work: "collections.abc.Coroutine[object, object, None]") -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

@@ -19,9 +19,9 @@ stdout and stderr are not messages: they are two pipes that the host reads itsel
 Standard library only: this file also runs inside the sandbox.
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from json import dumps, loads  # bound now: inside the sandbox the program may replace them in their module
 from typing import Any, ClassVar, Final, Literal
 
 VERSION: Final = 1
@@ -136,7 +136,7 @@ def packets(message: HostMessage | GuestMessage) -> Iterator[bytes]:
     """Cut one message into packets, to be sent in order and each in one `send`. Raises ValueError when it is too large."""
     fields = {name: getattr(message, name) for name in message.__slots__ if name != "parts"}
     parts = [bytes(part) for part in message.parts]
-    header = json.dumps({"kind": message.KIND, "parts": [len(part) for part in parts], **fields}).encode("ascii")
+    header = dumps({"kind": message.KIND, "parts": [len(part) for part in parts], **fields}).encode("ascii")
     size = sum(map(len, parts))
     if len(header) > MAX_HEADER_BYTES or size > MAX_PAYLOAD_BYTES or len(parts) > MAX_PARTS:
         raise ValueError(f"a frame of {len(header)} + {size} bytes in {len(parts)} parts is over the protocol's limits")
@@ -199,7 +199,7 @@ class _Reassembler:
 
 def _decode(kinds: Mapping[str, type], header: bytes, payload: memoryview) -> Any:
     try:
-        raw = json.loads(header)
+        raw = loads(header)
     except (ValueError, RecursionError) as err:
         raise Violation("a header that is not JSON") from err
     if not isinstance(raw, dict):

@@ -317,7 +317,9 @@ def test_group_that_cannot_be_made_leaves_nothing(v2):
             os.unlink(f"{path}/memory.max")
             os.mkdir(f"{path}/memory.max")  # cannot be opened for writing
 
-    hierarchy = cgroup.Hierarchy(found.version, found.places, {}, None, broken, lambda path: (os.rmdir(f"{path}/memory.max"), v2.drop(path)))
+    hierarchy = cgroup.Hierarchy(
+        found.version, found.places, {}, None, broken, lambda path: (os.rmdir(f"{path}/memory.max"), v2.drop(path))
+    )
     with pytest.raises(IsADirectoryError):
         cgroup.Group.create(hierarchy, "s1", memory_bytes=MIB, processes=1)
     base = v2.root / "user.slice" / f"onetrip-{os.geteuid()}"

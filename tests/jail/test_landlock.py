@@ -152,8 +152,13 @@ def test_abstract_sockets_of_others_are_out_of_reach() -> None:
         server.bind(f"\0onetrip-test-{os.getpid()}")
         server.listen()
         address = server.getsockname()
-        assert attempt(lambda: socket.socket(socket.AF_UNIX).connect(address)) == "OK"
-        assert in_domain(lambda: attempt(lambda: socket.socket(socket.AF_UNIX).connect(address)), readonly=["/"]) == "EPERM"
+
+        def connect() -> str:
+            with socket.socket(socket.AF_UNIX) as client:
+                return attempt(lambda: client.connect(address))
+
+        assert connect() == "OK"
+        assert in_domain(connect, readonly=["/"]) == "EPERM"
 
 
 @needs_network

@@ -27,8 +27,6 @@ NOT_COVERED = {
     "XTN-08": "forks of one zygote share the seed of the string hash; CPython can set it only at the start of a process",
     "XTN-10": "forks of one zygote share the stack protector's and pointer guard's secrets; they are set by execve",
 }
-# Held only where there is a control group for memory.
-NEEDS_MEMORY_GROUP = {"RES-08": "memory in socket buffers belongs to no process, only a control group counts it"}
 
 
 def run_suite(script: str, adapter: str, out: Path, *options: str) -> list[dict]:
@@ -49,10 +47,9 @@ def not_contained(results: list[dict]) -> dict[str, object]:
     return {result["id"]: result.get("escapes") or result.get("why") or result.get("note") for result in results if result["status"] not in fine}
 
 
-def test_every_program_that_attacks_is_contained(tmp_path, memory_group):
+def test_every_program_that_attacks_is_contained(tmp_path):
     results = run_suite("runner.py", "Programs", tmp_path / "programs.json", "--server-pkg", "onetrip", "--base", str(tmp_path))
-    expected = set(NOT_COVERED) | (set() if memory_group else set(NEEDS_MEMORY_GROUP))
-    assert {case: why for case, why in not_contained(results).items() if case not in expected} == {}
+    assert {case: why for case, why in not_contained(results).items() if case not in NOT_COVERED} == {}
     assert len(results) > 90
 
 

@@ -87,7 +87,7 @@ def interesting(rule: Sequence[OneOf | Switch]) -> Iterator[tuple[int, ...]]:
         for check in checks:
             for value in (*check.values, 0, check.mask):
                 for beside in (value - 1, value, value + 1, value | 1 << 31, value | 1 << 32, value | (~check.mask & 0xFFFFFFFF)):
-                    yield tuple([*base[: check.arg], beside, *base[check.arg + 1 :]])
+                    yield (*base[: check.arg], beside, *base[check.arg + 1 :])
 
 
 @pytest.mark.parametrize("arch", ARCHES)
@@ -95,7 +95,7 @@ def interesting(rule: Sequence[OneOf | Switch]) -> Iterator[tuple[int, ...]]:
 def test_every_number_gets_the_answer_that_the_policy_gives(arch: str, reduced: bool) -> None:
     program = seccomp.program(arch, reduced=reduced)
     rules = {}
-    expected: dict[int, Answer] = {nr: ENOSYS for nr in range(1024)}
+    expected: dict[int, Answer] = dict.fromkeys(range(1024), ENOSYS)
     for group in REFUSE:
         expected |= {nr: EPERM for numbers in group.calls.values() if (nr := numbers[ARCHES.index(arch)]) is not None}
     for entry in ALLOW:
@@ -116,7 +116,6 @@ def test_every_number_gets_the_answer_that_the_policy_gives(arch: str, reduced: 
 
 @pytest.mark.parametrize("arch", ARCHES)
 def test_another_architectures_entry_kills(arch: str) -> None:
-    program = seccomp.program(arch)
     others = (0x40000003, 0x40000028, seccomp.AUDIT_ARCH[ARCHES[1 - ARCHES.index(arch)]])  # i386, arm, the other one of ours
     assert [answer_of(seccomp.program(arch), 39, arch=arch, through=other) for other in others] == [KILLED] * 3
 
@@ -138,7 +137,9 @@ def test_no_number_is_both_allowed_and_refused_or_named_twice(arch: str) -> None
 
 
 def test_every_entry_gives_a_reason() -> None:
-    reasons = [entry.reason for entry in ALLOW] + [group.reason for group in REFUSE] + [other.reason for other in REDUCED.values()]
+    reasons = (
+        [entry.reason for entry in ALLOW] + [group.reason for group in REFUSE] + [other.reason for other in REDUCED.values()]
+    )
     assert [reason for reason in reasons if len(reason) < 5] == []
 
 

@@ -33,7 +33,7 @@ def drop_namespace(modules: dict[str, Any]) -> None:
     """
     modules.pop("__main__", None)
     # The collector may close a file before the buffer above it is written out.
-    objects = gc.get_objects()
+    objects, file = gc.get_objects(), None
     for kind in (TextIOWrapper, BufferedWriter, BufferedRandom):
         for file in objects:
             if issubclass(type(file), kind):

@@ -6,9 +6,9 @@ and reaches the program in its next cell.
 """
 
 # The C functions themselves: the wrappers in `signal` build enum sets, which costs more than the system calls.
-from _signal import default_int_handler, pthread_sigmask, signal  # type: ignore[import-not-found]  # no stubs for _signal
+from _signal import default_int_handler, pthread_sigmask, set_wakeup_fd, signal  # type: ignore[import-not-found]  # no stubs
 from collections.abc import Callable
-from signal import SIG_BLOCK, SIG_IGN, SIG_SETMASK, SIGINT, SIGKILL, SIGSTOP, valid_signals
+from signal import SIG_BLOCK, SIG_DFL, SIG_IGN, SIG_SETMASK, SIGCHLD, SIGINT, SIGKILL, SIGSTOP, valid_signals
 from typing import Final, cast
 
 from .own import OWN as __builtins__  # noqa: F401  # see own.py
@@ -17,11 +17,18 @@ from .own import OWN as __builtins__  # noqa: F401  # see own.py
 _FAULTS: Final = frozenset({4, 5, 7, 8, 11, 31})  # ILL TRAP BUS FPE SEGV SYS
 _ALL: Final = tuple(sorted({int(s) for s in valid_signals()} - _FAULTS - {int(SIGKILL), int(SIGSTOP)}))
 _INT, _BLOCK, _SET, _IGNORE = int(SIGINT), int(SIG_BLOCK), int(SIG_SETMASK), int(SIG_IGN)
+_CHILD, _DEFAULT = int(SIGCHLD), int(SIG_DFL)
 
 
 def block_all() -> set[int]:
     """Block every signal in this thread. Returns the mask as it was, for `restore`."""
     return cast("set[int]", pthread_sigmask(_BLOCK, _ALL))
+
+
+def forget_zygote() -> None:
+    """Undo what the process we were forked from does with its children's deaths."""
+    set_wakeup_fd(-1)
+    signal(_CHILD, _DEFAULT)
 
 
 def restore(mask: set[int]) -> None:

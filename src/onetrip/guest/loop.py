@@ -8,10 +8,11 @@ serve()       in the child: Ready, Hello, cells; never returns
 
 import builtins
 import importlib
+import os
 import resource
-import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from os import register_at_fork
 from posix import _exit as exit_process  # pyright: ignore[reportPrivateUsage]  # its public name is os._exit
 from posix import getpid
@@ -23,13 +24,14 @@ from .audit import Listener
 from .channel import Channel
 from .display import Displays
 from .hooks import Hook
-from .interrupts import block_all
+from .interrupts import block_all, forget_zygote
 from .own import OWN as __builtins__  # noqa: F401  # see own.py
 from .policy import ModulePolicy
 from .runner import Runner
 from .streams import Streams, line_buffer_c
 
 _HOOK: Final = Hook()
+_PYTHON: Final = sys.version.partition(" ")[0]
 _FAILED: Final = b'{"text": null, "value": null, "has_value": false, "error": %s, "interrupted": false, "limit": null}'
 _UNREPORTED: Final = _FAILED % (
     b'{"type": "ReportError", "message": "the program broke the interpreter so far that its outcome could not be reported", '
@@ -38,6 +40,43 @@ _UNREPORTED: Final = _FAILED % (
 _OUT_OF_MEMORY: Final = _FAILED.replace(b'"limit": null', b'"limit": "memory"') % (
     b'{"type": "MemoryError", "message": "no memory was left to report the outcome", "traceback": "", "line": null}'
 )
+
+
+class _Guest:
+    """Everything that serves a session, made in the zygote, so that its memory is shared until it is used."""
+
+    def __init__(self) -> None:
+        with _session_fds():
+            self.streams = Streams()
+        self.listener = Listener(self.streams.pass_on)
+        self.displays = Displays(self._show)
+        self.runner = Runner(self.streams, self.displays, self.listener)
+        self.channel: Channel | None = None
+
+    def _show(self, data: Mapping[str, bytes], is_result: bool) -> bool:  # as `Send` has it
+        self.streams.pass_on()  # the host reads what the pipes hold before it takes a message
+        return self.channel is not None and self.channel.display(data, is_result)
+
+    def start(self, channel: Channel) -> None:
+        """In the process of the session: become its stdout, stderr and `__main__`."""
+        self.channel = channel
+        self.runner.start()
+        self.streams.install()
+        self.listener.listen()
+        register_at_fork(before=self.streams.pass_on, after_in_child=self._in_forked_child)
+        _HOOK.displays = self.displays
+        sys.argv = [""]
+        if sys.path[:1] != [""]:
+            sys.path.insert(0, "")
+        sys.modules["__main__"] = self.runner.main
+
+    def _in_forked_child(self) -> None:
+        if self.channel is not None:
+            self.channel.leave()
+        self.streams.forget_burst()
+
+
+_made: Final[list[_Guest]] = []  # by the latest `prepare`
 
 
 def prepare(imports: Sequence[str]) -> None:
@@ -55,6 +94,8 @@ def prepare(imports: Sequence[str]) -> None:
         except ImportError:
             continue
     warmup.run(_HOOK)
+    line_buffer_c()
+    _made[:] = [_Guest()]
 
 
 def hide() -> None:
@@ -72,44 +113,56 @@ def after_fork() -> None:
 def serve(channel_fd: int, held: tuple[str, ...]) -> NoReturn:
     """Serve one session on this socket until the host says `Shutdown` or is gone. `held` goes into `Ready`.
 
-    Precondition: 0 is /dev/null, 1 and 2 are the pipes, the working directory is the workspace.
+    Precondition: `prepare` was called, here or before the fork; 0 is /dev/null, 1 and 2 are the pipes, the working directory
+    is the workspace.
     """
-    block_all()
-    signal.set_wakeup_fd(-1)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # a zygote's handler is not the program's
+    forget_zygote()
+    guest = _made.pop()
     channel = Channel(channel_fd)
-    streams = Streams()
-    streams.install()
-    line_buffer_c()
-    listener = Listener(streams.pass_on)
-    listener.listen()
-
-    def show(data: Mapping[str, bytes], is_result: bool) -> bool:
-        streams.pass_on()  # the host reads what the pipes hold before it takes a message
-        return channel.display(data, is_result)
-
-    _HOOK.displays = displays = Displays(show)
-    register_at_fork(before=streams.pass_on, after_in_child=lambda: _in_forked_child(channel, streams))
-    sys.argv = [""]
-    if sys.path[:1] != [""]:
-        sys.path.insert(0, "")
-    runner = Runner(streams, displays, listener)
-    sys.modules["__main__"] = runner.main
-    channel.send(wire.Ready(wire.VERSION, sys.version.partition(" ")[0], held))
+    guest.start(channel)
+    channel.send(wire.Ready(wire.VERSION, _PYTHON, held))
     while True:
         match channel.receive():
             case wire.Execute() as execute:
-                _execute(execute, runner, channel)
+                _execute(execute, guest.runner, channel)
             case wire.Hello(session):
                 _apply_limits(session.get("rlimits") or {})
                 if policy := ModulePolicy.of(session):
                     policy.install()
-                    runner.accept_builtins()
+                    guest.runner.accept_builtins()
             case wire.Shutdown():
                 channel.send(wire.Goodbye())
                 exit_process(0)
             case _:
                 exit_process(0)  # the host is gone
+
+
+@contextmanager
+def _session_fds() -> Generator[None, None, None]:
+    """A zygote's own 0, 1 and 2 may be anything; while our streams are made they find what they find later in the session."""
+    kept = {fd: os.dup(fd) if _is_open(fd) else -1 for fd in (0, 1, 2)}
+    ends = (os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC), *os.pipe())
+    try:
+        for fd, end in ((0, ends[0]), (1, ends[2]), (2, ends[2])):
+            os.dup2(end, fd)
+        yield
+    finally:
+        for fd, copy in kept.items():
+            if copy >= 0:
+                os.dup2(copy, fd)
+                os.close(copy)
+            else:
+                os.close(fd)
+        for end in ends:
+            os.close(end)
+
+
+def _is_open(fd: int) -> bool:
+    try:
+        os.fstat(fd)
+    except OSError:
+        return False
+    return True
 
 
 def _execute(execute: wire.Execute, runner: Runner, channel: Channel) -> None:
@@ -132,11 +185,6 @@ def _execute(execute: wire.Execute, runner: Runner, channel: Channel) -> None:
         channel.send(wire.Done(execute.run, (body,)))
     except BaseException:  # noqa: BLE001  # without an answer the host must see an end
         exit_process(70)
-
-
-def _in_forked_child(channel: Channel, streams: Streams) -> None:
-    channel.leave()
-    streams.forget_burst()
 
 
 def _apply_limits(limits: Mapping[str, Any]) -> None:

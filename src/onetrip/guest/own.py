@@ -7,8 +7,6 @@ frames: `frame.f_builtins is OWN` (see `tracebacks`).  The standard library has 
 """
 
 import builtins
-from operator import is_
-from types import MappingProxyType
 from typing import Any, Final, cast
 
 OWN: Final[dict[str, Any]] = dict(vars(builtins))
@@ -16,21 +14,33 @@ __builtins__ = OWN
 
 _LIVE: Final = cast("dict[str, Any]", vars(builtins))
 _MISSING: Final = object()
+# What wire.py and the modules under it use where nothing fails.
+_NEEDED: Final = (
+    "isinstance", "issubclass", "len", "getattr", "type", "bytes", "str", "int", "bool", "dict", "list", "tuple", "set", "sum",
+    "map", "all", "range", "memoryview", "bytearray", "bin", "ValueError", "RecursionError", "TypeError",
+)  # fmt: skip
 
 
 class Keeper:
     """Remembers how the builtins should be. The program's changes hold while its cells run, and only then."""
 
     def __init__(self) -> None:
-        self._good = MappingProxyType(dict(_LIVE))
-        self._good_values = tuple(self._good.values())
+        self._good = dict(_LIVE)
+        self._needed = tuple((name, self._good[name]) for name in _NEEDED)
         self._theirs: dict[str, Any] = {}
+
+    def mend_needed(self) -> None:
+        """After a cell that went well: `mend` if one is broken that the standard library needs to send an answer.
+
+        Looking at all of them would write to some sixty pages of memory that a fork shares with its zygote (reference counts).
+        """
+        for name, value in self._needed:
+            if _LIVE.get(name) is not value:
+                self.mend()
+                return
 
     def mend(self) -> None:
         """Put every changed or deleted builtin back, and remember the change. Names the program added stay."""
-        # One pass in C for the ordinary case: nothing was deleted or replaced, additions come after the originals.
-        if len(_LIVE) >= len(self._good_values) and all(map(is_, self._good_values, _LIVE.values())):
-            return
         for name, value in self._good.items():
             now = _LIVE.get(name, _MISSING)
             if now is not value:

@@ -13,9 +13,13 @@ from typing import Any, Final
 
 from .own import OWN as __builtins__  # noqa: F401  # see own.py
 
+_MT_WORDS: Final = 624  # the state of a Mersenne Twister
+
 
 def _numpy(module: Any) -> None:
-    module.seed()  # the legacy global generator; default_rng() asks the kernel each time
+    # The legacy global generator; default_rng() asks the kernel each time. A state of random bytes costs a third of seed().
+    numpy: Any = sys.modules["numpy"]
+    module.set_state(("MT19937", numpy.frombuffer(urandom(_MT_WORDS * 4), dtype="u4"), _MT_WORDS, 0, 0.0))
 
 
 def _uuid(module: Any) -> None:

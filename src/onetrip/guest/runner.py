@@ -22,7 +22,7 @@ from typing import Any, Final, cast
 from .audit import Listener
 from .display import Displays, plain_text
 from .ending import drop_namespace, end_program, leave_child
-from .interrupts import Gate
+from .interrupts import Gate, block_all
 from .own import OWN as __builtins__  # noqa: F401  # see own.py
 from .own import Keeper
 from .source import Program, compile_cell, register
@@ -69,7 +69,7 @@ class Runner:
         self._streams, self._displays, self._listener = streams, displays, listener
         self._keeper = Keeper()
         self._gate = Gate()
-        self._pid = getpid()
+        self._pid = 0
         self._futures = 0
         self._loop: Any = None  # asyncio.Runner, from the first cell with an await on
         self._results: list[Any] = [_NOTHING, _NOTHING, _NOTHING]  # what _, __ and ___ were set to
@@ -78,6 +78,11 @@ class Runner:
         self._space: dict[str, Any] = vars(self.main)
         # As in the __main__ of `python -c`.
         self._space |= {"__loader__": BuiltinImporter, "__annotations__": {}, "__builtins__": builtins}
+
+    def start(self) -> None:
+        """In the process that will run cells. Signals are blocked from here on, but while a cell runs."""
+        block_all()
+        self._pid = getpid()
 
     def accept_builtins(self) -> None:
         """The builtins as they are now are how they should be."""
@@ -113,7 +118,10 @@ class Runner:
     def _attempt(self, name: str, action: Callable[[], object], *, final: bool) -> None:
         """Run code of the program, and note what it raised."""
         self._gate.run(action)
-        self._keeper.mend()
+        if self._gate.failure is None:
+            self._keeper.mend_needed()
+        else:
+            self._keeper.mend()
         if getpid() != self._pid:
             leave_child(self._gate.failure, self._streams, name, final=final)
         if self._gate.failure is not None:

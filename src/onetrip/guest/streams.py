@@ -68,6 +68,7 @@ class Streams:
         self._fds = {"<stdout>": out_fd, "<stderr>": err_fd}
         self.out = self._open("<stdout>")
         self.err = self._open("<stderr>")
+        self.stdin = self._open_stdin()
         self.last = self.out
         self.credit = _CREDIT
         self._window_end = 0.0
@@ -85,14 +86,14 @@ class Streams:
     def install(self) -> None:
         sys.stdout = sys.__stdout__ = self.out  # type: ignore[misc]
         sys.stderr = sys.__stderr__ = self.err  # type: ignore[misc]
-        self._install_stdin()
+        sys.stdin = sys.__stdin__ = self.stdin  # type: ignore[misc]
 
-    def _install_stdin(self) -> None:
+    def _open_stdin(self) -> TextIOWrapper:
         raw = FileIO(0, "r", closefd=False)
         raw.name = "<stdin>"
         stdin = TextIOWrapper(BufferedReader(raw, 512), encoding="utf-8", errors="surrogateescape")
         stdin.mode = "r"  # type: ignore[attr-defined]
-        self.stdin = sys.stdin = sys.__stdin__ = stdin  # type: ignore[misc]
+        return stdin
 
     def begin(self) -> None:
         """Before a cell. Streams that the program closed are opened again; what it put in their place stays."""
@@ -108,7 +109,7 @@ class Streams:
                     setattr(sys, f"__std{name}__", new)
             self.last = self.out
         if self.stdin.closed and getattr(sys, "stdin", None) is self.stdin:  # `exit()` closes it
-            self._install_stdin()
+            self.stdin = sys.stdin = sys.__stdin__ = self._open_stdin()  # type: ignore[misc]
 
     def pass_on(self) -> None:
         """Give the host everything that was written so far, by C code too. Never raises."""

@@ -21,7 +21,8 @@ from collections import OrderedDict
 from collections.abc import Callable
 from datetime import date, datetime, time, timezone
 from decimal import Decimal
-from json.encoder import c_make_encoder, encode_basestring_ascii
+from json import encoder as json_encoder
+from json.encoder import encode_basestring_ascii
 from typing import Any, Final, cast
 
 from .own import OWN as __builtins__  # noqa: F401  # see own.py
@@ -34,7 +35,9 @@ _INFINITY: Final = float("inf")
 
 # The encoder in C that `json` itself uses: the program may have broken json's own code, or a builtin that it needs.
 # Arguments: markers, default, encoder, indent, key and item separator, sort_keys, skipkeys, allow_nan.
-_encode_parts: Final[Any] = cast("Any", c_make_encoder)(None, None, encode_basestring_ascii, None, ":", ",", False, False, False)
+_encode_parts: Final[Any] = getattr(json_encoder, "c_make_encoder")(  # noqa: B009  # no stub has it
+    None, None, encode_basestring_ascii, None, ":", ",", False, False, False
+)
 
 
 def _encode(plain: object) -> str:

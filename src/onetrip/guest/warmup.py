@@ -11,6 +11,7 @@ from .display import Displays
 from .hooks import Hook
 from .interrupts import block_all, restore
 from .own import OWN as __builtins__  # noqa: F401  # see own.py
+from .reseed import reseed
 from .runner import Runner
 from .streams import Streams
 
@@ -50,6 +51,7 @@ def run(hook: Hook) -> None:
         streams.install()
         hook.displays = Displays(_discard)
         runner = Runner(streams, hook.displays, Listener(streams.pass_on))
+        runner.start()
         cells = [*_ALWAYS]
         for module, more in _IF_LOADED.items():
             if module in sys.modules:
@@ -58,6 +60,7 @@ def run(hook: Hook) -> None:
             for cell in cells if round_number == 0 else _ALWAYS:
                 runner.run(0, cell.encode(), b'{"warm": [1]}', final=False)
         runner.close()
+        reseed()
     finally:
         hook.displays = None
         sys.stdin, sys.stdout, sys.stderr, sys.__stdin__, sys.__stdout__, sys.__stderr__ = streams_before  # type: ignore[misc]

@@ -18,7 +18,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from errno import EBUSY, EINVAL, ENOENT
+from errno import EBADF, EBUSY, EINVAL, ENOENT
 from typing import Final, Literal, NamedTuple
 
 PERIOD_US: Final = 100_000  # of the CPU quota: the kernel's default (Documentation/scheduler/sched-bwc)
@@ -36,7 +36,9 @@ class Hierarchy:
     """Where our groups go. `version` "none": nowhere; then `reasons` (by controller) and `remedy` say why and what to do."""
 
     version: Literal["v2", "v1", "none"]
-    places: Mapping[str, str] = field(default_factory=dict[str, str])  # usable controller → folder in which `onetrip-<uid>` is made
+    places: Mapping[str, str] = field(
+        default_factory=dict[str, str]
+    )  # usable controller → folder in which `onetrip-<uid>` is made
     reasons: Mapping[str, str] = field(default_factory=dict[str, str])  # unusable controller → why
     remedy: str | None = None
     make: Callable[[str], None] = os.mkdir  # the seam: tests stand in for the kernel, which fills a new folder with files
@@ -114,7 +116,7 @@ def _probe_v2(root: str, own: str, parent: str | None) -> Hierarchy:
         controllers = _read_text(f"{place}/cgroup.controllers").split()
         reasons = {name: f"no such controller in {place}" for name in _WANTED_V2 if name not in controllers}
         if not all(os.access(path, os.W_OK) for path in (place, f"{place}/cgroup.procs", f"{place}/cgroup.subtree_control")):
-            reasons = {name: f"{place} is not delegated to this user" for name in _WANTED_V2} | reasons
+            reasons = dict.fromkeys(_WANTED_V2, f"{place} is not delegated to this user") | reasons
             continue
         for name in _WANTED_V2:
             if name not in reasons and name not in _read_text(f"{place}/cgroup.subtree_control").split():
@@ -130,10 +132,10 @@ def _probe_v2(root: str, own: str, parent: str | None) -> Hierarchy:
 
 def _candidates_v2(root: str, own: str, parent: str | None) -> Iterator[str]:
     """The configured place alone, or else every group above our own, the nearest first (our own holds processes: ours)."""
+    above = _join(root, own)
     if parent is not None:
         yield _join(root, parent)
         return
-    above = _join(root, own)
     while above != root:
         above = os.path.dirname(above)
         yield above
@@ -283,7 +285,7 @@ class Group:
             try:
                 os.pwrite(self._fds[self._files.peak], b"0", 0)
             except OSError as err:
-                if err.errno not in (EINVAL, 9):  # EBADF: opened for reading only
+                if err.errno not in (EINVAL, EBADF):  # EBADF: opened for reading only
                     raise
                 self._sampled_peak = True
 
@@ -315,10 +317,7 @@ class Group:
         return [int(line) for line in _read_text(f"{self._made[0]}/cgroup.procs").split()]
 
     def remove(self, *, deadline_s: float = REMOVE_S) -> None:
-        """Remove the group. Its processes must be dead or dying: waits up to `deadline_s`, then raises OSError (EBUSY).
-
-        Removing it again does no harm.
-        """
+        """Remove the group, whose processes are dead or dying; again does no harm. OSError (EBUSY) after `deadline_s`."""
         self.close_procs()
         for fd in self._fds.values():
             os.close(fd)

@@ -12,7 +12,7 @@ import contextlib
 import os
 import stat
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from errno import EINVAL, ENOSYS, EOPNOTSUPP
 from typing import Final
 
@@ -25,7 +25,9 @@ TRUNCATE, IOCTL_DEV, RESOLVE_UNIX = 1 << 14, 1 << 15, 1 << 16
 # How many of the rights, which are numbered in order of appearance, an ABI knows.
 _RIGHTS_OF_ABI: Final = {1: 13, 2: 14, 3: 15, 4: 15, 5: 16, 6: 16, 7: 16, 8: 16, 9: 17}
 _NEWEST_ABI: Final = max(_RIGHTS_OF_ABI)
-_FOR_FILES: Final = EXECUTE | WRITE_FILE | READ_FILE | TRUNCATE | IOCTL_DEV | RESOLVE_UNIX  # the others make sense for folders only
+_FOR_FILES: Final = (
+    EXECUTE | WRITE_FILE | READ_FILE | TRUNCATE | IOCTL_DEV | RESOLVE_UNIX
+)  # the others make sense for folders only
 _NEVER: Final = MAKE_CHAR | MAKE_BLOCK | IOCTL_DEV | RESOLVE_UNIX
 _TCP_BIND_AND_CONNECT: Final = 0b11  # LANDLOCK_ACCESS_NET_*, from ABI 4
 _SCOPE_ABSTRACT_UNIX, _SCOPE_SIGNAL = 0b01, 0b10  # from ABI 6
@@ -44,7 +46,7 @@ def abi() -> int:
 @contextlib.contextmanager
 def ruleset(
     *, readonly: Sequence[str], writable: Sequence[str], nodes: Sequence[str] = (), tcp: bool = False
-) -> Iterator[tuple[int, tuple[str, ...]]]:
+) -> Generator[tuple[int, tuple[str, ...]], None, None]:
     """A ruleset's descriptor, ready for `enforce`, and the names of what it holds; no descriptor is left open.
 
     `readonly`: read, list and execute. `writable`: everything but device nodes and ioctls on devices. `nodes`: existing devices,

@@ -81,7 +81,12 @@ def plan(*, island: str, prefix: str, stdlib: str, executable: str, purelib: str
         "/etc/hosts": "127.0.0.1 localhost sandbox\n::1 localhost\n",
         "/etc/nsswitch.conf": "passwd: files\ngroup: files\nhosts: files\n",
     }
-    links |= {"/dev/fd": "/proc/self/fd", "/dev/stdin": "/proc/self/fd/0", "/dev/stdout": "/proc/self/fd/1", "/dev/stderr": "/proc/self/fd/2"}
+    links |= {
+        "/dev/fd": "/proc/self/fd",
+        "/dev/stdin": "/proc/self/fd/0",
+        "/dev/stdout": "/proc/self/fd/1",
+        "/dev/stderr": "/proc/self/fd/2",
+    }
     folders = ("/proc", "/dev/shm", "/tmp", "/workspace", "/home/user", "/run")
     return Tree(binds, copies, links, texts, folders), inside_exe, inside_purelib
 
@@ -90,7 +95,9 @@ def _library_folders() -> list[str]:
     """Where the loader of this system finds shared libraries, as narrow as the layout allows."""
     multiarch = f"{os.uname().machine}-linux-gnu"
     if os.path.isdir(f"/usr/lib/{multiarch}"):
-        return [f"/usr/lib/{multiarch}"] + (["/usr/lib64"] if os.path.isdir("/usr/lib64") and not os.path.islink("/usr/lib64") else [])
+        return [f"/usr/lib/{multiarch}"] + (
+            ["/usr/lib64"] if os.path.isdir("/usr/lib64") and not os.path.islink("/usr/lib64") else []
+        )
     return [path for path in ("/usr/lib", "/usr/lib64") if os.path.isdir(path) and not os.path.islink(path)]
 
 
@@ -108,7 +115,9 @@ def _island_files(island: str) -> dict[str, str]:
     for part in ("guest", "jail"):
         for folder, _, names in os.walk(f"{island}/{part}"):
             inside = ISLAND + folder.removeprefix(island)
-            found |= {f"{inside}/{name}": f"{folder}/{name}" for name in names if name.endswith((".py", ".pyc", ".json", ".toml"))}
+            found |= {
+                f"{inside}/{name}": f"{folder}/{name}" for name in names if name.endswith((".py", ".pyc", ".json", ".toml"))
+            }
     cache = f"{island}/__pycache__"
     if os.path.isdir(cache):
         found |= {f"{ISLAND}/__pycache__/{name}": f"{cache}/{name}" for name in os.listdir(cache) if name.startswith("wire.")}
@@ -153,7 +162,13 @@ def build(tree: Tree, sources: Mapping[str, int]) -> None:
     syscalls.pivot_root(".", ".")  # pivot_root(2), "pivot_root(".", ".")": the old root now lies on top of the new one
     syscalls.umount2(".", syscalls.MNT_DETACH)
     os.chdir("/")
-    syscalls.mount(None, "/", None, syscalls.MS_REMOUNT | syscalls.MS_BIND | syscalls.MS_RDONLY | syscalls.MS_NOSUID | syscalls.MS_NODEV, None)
+    syscalls.mount(
+        None,
+        "/",
+        None,
+        syscalls.MS_REMOUNT | syscalls.MS_BIND | syscalls.MS_RDONLY | syscalls.MS_NOSUID | syscalls.MS_NODEV,
+        None,
+    )
 
 
 def _bind(source: int, target: str, flags: int) -> None:
@@ -166,7 +181,9 @@ def _bind(source: int, target: str, flags: int) -> None:
     path = f"/proc/self/fd/{source}"
     syscalls.mount(path, target, None, syscalls.MS_BIND | syscalls.MS_REC, None)
     # Flags that the source has are locked in a user namespace: a remount has to repeat them or is refused (mount(2), EPERM).
-    kept = os.statvfs(target).f_flag & (os.ST_NODEV | os.ST_NOEXEC | os.ST_NOATIME | os.ST_NODIRATIME | os.ST_RELATIME | os.ST_NOSUID)
+    kept = os.statvfs(target).f_flag & (
+        os.ST_NODEV | os.ST_NOEXEC | os.ST_NOATIME | os.ST_NODIRATIME | os.ST_RELATIME | os.ST_NOSUID
+    )
     syscalls.mount(None, target, None, syscalls.MS_REMOUNT | syscalls.MS_BIND | _as_mount_flags(kept) | flags, None)
 
 

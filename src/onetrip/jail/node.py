@@ -146,7 +146,9 @@ class _Node:
         control.close_all(fds)
 
     def _refuse(self, request: Mapping[str, Any], errno: int, detail: str) -> None:
-        control.send(self._above, {"event": "refused", "id": request["id"], "step": "fork the runner", "errno": errno, "detail": detail})
+        control.send(
+            self._above, {"event": "refused", "id": request["id"], "step": "fork the runner", "errno": errno, "detail": detail}
+        )
 
     def _fork(self, request: Mapping[str, Any], fds: list[int]) -> None:
         at = 3 + request["cgroups"]
@@ -180,7 +182,9 @@ class _Node:
                 control.send(self._above, {"event": "exited", "id": name, "status": status})
 
 
-def _become_runner(request: Mapping[str, Any], fds: Sequence[int], init_pidfd: int, ruleset: int, config: Mapping[str, Any]) -> None:
+def _become_runner(
+    request: Mapping[str, Any], fds: Sequence[int], init_pidfd: int, ruleset: int, config: Mapping[str, Any]
+) -> None:
     """In the forked child: close the jail, then serve. Never returns. A failed step is told to the host on the channel."""
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -234,4 +238,3 @@ def _collapse_memory() -> None:
             if end - first >= _HUGE_PAGE:
                 with contextlib.suppress(OSError):
                     syscalls.madvise(first, (end - first) // _HUGE_PAGE * _HUGE_PAGE, syscalls.MADV_COLLAPSE)
-

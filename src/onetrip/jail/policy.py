@@ -74,9 +74,7 @@ NO_XATTR: Final[Rule] = (OneOf(0, (), EOPNOTSUPP),)
 # asm-generic/mman-common.h: MAP_HUGETLB.
 MMAP: Final[Rule] = (OneOf(3, (0,), ENOMEM, mask=0x40000),)
 # asm-generic/mman-common.h. Not MERGEABLE (12, 13: shows what other tenants hold), HWPOISON (100, 101).
-MADVISE: Final[Rule] = (
-    OneOf(2, (0, 1, 2, 3, 4, 8, 9, 10, 11, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 102, 103)),
-)
+MADVISE: Final[Rule] = (OneOf(2, (0, 1, 2, 3, 4, 8, 9, 10, 11, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 102, 103)),)
 # linux/sched.h: CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET; CLONE_PTRACE; CLONE_PARENT, by which a program
 # could put a child of its own beside itself, under the process that watches it.
 _CLONE_REFUSED: Final = 0x7E020000 | 0x2000 | 0x8000
@@ -96,11 +94,14 @@ SOCKET: Final[Rule] = (Switch(0, ((1, _UNIX), (2, _INET), (10, _INET)), EAFNOSUP
 SOCKETPAIR: Final[Rule] = (Switch(0, ((1, _UNIX),), EAFNOSUPPORT),)
 # asm-generic/socket.h, linux/in.h, linux/tcp.h, linux/in6.h. By level: SOL_SOCKET, IP, TCP, IPV6. Not SO_ATTACH_*FILTER,
 # SO_ZEROCOPY, TCP_ULP (kernel TLS), TCP_REPAIR, TCP_MD5SIG, nor any table of netfilter (levels and options of their own).
+# SO_SNDBUF and SO_RCVBUF (7, 8) are taken and ignored: without a control group nothing counts what lies in socket buffers, so
+# NOFILE x net.core.wmem_default has to bound it.
+_USUAL_BUFFERS: Final = OneOf(2, (2, 6, 9, 10, 13, 15, 16, 18, 20, 21, 66, 67), otherwise=0)
 SETSOCKOPT: Final[Rule] = (
     Switch(
         1,
         (
-            (1, (OneOf(2, (2, 6, 7, 8, 9, 10, 13, 15, 16, 18, 20, 21, 66, 67)),)),
+            (1, (OneOf(2, (2, 6, 7, 8, 9, 10, 13, 15, 16, 18, 20, 21, 66, 67)), _USUAL_BUFFERS)),
             (0, (OneOf(2, (1, 2, 10, 11)),)),
             (6, (OneOf(2, (1, 2, 3, 4, 5, 6, 12, 18)),)),
             (41, (OneOf(2, (16, 26)),)),

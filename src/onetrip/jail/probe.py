@@ -53,7 +53,10 @@ def _try(attempt: Callable[[], str | None]) -> dict[str, object]:
     status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     if raw:
         return json.loads(raw)
-    return {"errno": 1, "detail": f"the attempt was ended by {signal.Signals(-status).name if status < 0 else f'status {status}'}"}
+    return {
+        "errno": 1,
+        "detail": f"the attempt was ended by {signal.Signals(-status).name if status < 0 else f'status {status}'}",
+    }
 
 
 def _user_namespace(more: int = 0) -> None:
@@ -73,7 +76,9 @@ def _mounts() -> None:
             syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_PRIVATE, None)
             syscalls.mount("tmpfs", mounts.NEW_ROOT, "tmpfs", syscalls.MS_NOSUID | syscalls.MS_NODEV, "size=1m")
             os.mkdir(f"{mounts.NEW_ROOT}/proc")
-            syscalls.mount("proc", f"{mounts.NEW_ROOT}/proc", "proc", syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC, None)
+            syscalls.mount(
+                "proc", f"{mounts.NEW_ROOT}/proc", "proc", syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC, None
+            )
         except OSError as err:
             os._exit(err.errno or 255)
         os._exit(0)

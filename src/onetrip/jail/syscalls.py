@@ -141,7 +141,9 @@ def bring_loopback_up() -> None:
 def openat2(dir_fd: int, path: str, flags: int, *, mode: int = 0, resolve: int = 0) -> int:
     """Open `path` under the restrictions `resolve`; EXDEV or ELOOP where it would leave them. Linux ≥ 5.6, else ENOSYS."""
     how = struct.pack("QQQ", flags | os.O_CLOEXEC, mode, resolve)
-    return _check(_syscall(c_long(_NR_OPENAT2), c_long(dir_fd), c_char_p(_bytes(path)), c_char_p(how), c_size_t(24)), "openat2", path)
+    return _check(
+        _syscall(c_long(_NR_OPENAT2), c_long(dir_fd), c_char_p(_bytes(path)), c_char_p(how), c_size_t(24)), "openat2", path
+    )
 
 
 def madvise(address: int, length_bytes: int, advice: int) -> None:

@@ -31,7 +31,7 @@ class Exit(msgspec.Struct, frozen=True):
 
 
 class Reading(msgspec.Struct, frozen=True):
-    """Use of the whole process tree so far, from the kernel. `oom_kills` and `refused_forks` count since the launch."""
+    """What the whole process tree uses and used so far, from the kernel. `oom_kills` and `refused_forks` count since the launch."""
 
     memory_bytes: int
     peak_memory_bytes: int

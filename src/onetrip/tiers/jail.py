@@ -65,14 +65,20 @@ class JailTier:
         self._house, self._landlock = house, landlock
         self._lease_s = lease_s
         self._guest_environ = guest_environ
-        self._temporary = tempfile.TemporaryDirectory(prefix="onetrip-", ignore_cleanup_errors=True) if run_dir is None else None
-        self.run_dir = Path(self._temporary.name) if self._temporary else run_dir
+        self._temporary = None
+        if run_dir is None:
+            self._temporary = tempfile.TemporaryDirectory(prefix="onetrip-", ignore_cleanup_errors=True)
+            run_dir = Path(self._temporary.name)
+        self.run_dir = run_dir
         self._hierarchy = cgroup.probe(cgroup_parent)
+        if self._hierarchy.version != "none":
+            cgroup.sweep(self._hierarchy)  # what a server that was killed left behind
         self._zygotes: dict[str, ZygoteHandle] = {}
         self._starting: dict[str, asyncio.Lock] = {}
         self._launched: dict[ZygoteHandle, int] = {}
         self._live: dict[ZygoteHandle, dict[str, JailSandbox]] = {}
         self._retired: set[ZygoteHandle] = set()
+        self._ending: set[asyncio.Task[None]] = set()
         self._next_cpu = 0
         self._ids = (FIRST_UID, UID_COUNT) if os.geteuid() == 0 and _may_map_ids() else None
 
@@ -111,14 +117,29 @@ class JailTier:
         island = mounts.ISLAND if house else ISLAND
         spec = {
             "level": "strict" if house else "reduced",
-            "tree": {"binds": tree.binds, "copies": tree.copies, "links": tree.links, "texts": tree.texts, "folders": tree.folders},
+            "tree": {
+                "binds": tree.binds,
+                "copies": tree.copies,
+                "links": tree.links,
+                "texts": tree.texts,
+                "folders": tree.folders,
+            },
             "ids": self._ids,
             "argv": [executable if house else python.executable, "-I", "-B", "-c", BOOT, island, "zygote"],
             "environ": environ,
         }
         readonly: list[str] = []
         if not house:
-            wanted = ["/usr/lib", "/usr/lib64", "/lib", "/lib64", "/etc/ld.so.cache", python.executable, python.stdlib, python.libdir]
+            wanted = [
+                "/usr/lib",
+                "/usr/lib64",
+                "/lib",
+                "/lib64",
+                "/etc/ld.so.cache",
+                python.executable,
+                python.stdlib,
+                python.libdir,
+            ]
             wanted += [python.base_prefix] if python.base_prefix != "/usr" else []
             readonly = [path for path in (*wanted, environment.site_packages) if os.path.exists(path)]
         config = {
@@ -132,7 +153,13 @@ class JailTier:
             "uids": UID_COUNT - 2 if self._ids else 0,
             "first_uid": secrets.randbelow(UID_COUNT - 2),
         }
-        handle = await ZygoteHandle.start(spec, config, self.run_dir / f"{secrets.token_hex(4)}.sock")
+        hold = environment.hold()  # a rebuild must not remove the files below a zygote that serves from them
+        try:
+            handle = await ZygoteHandle.start(spec, config, self.run_dir / f"{secrets.token_hex(4)}.sock")
+        except BaseException:
+            os.close(hold)
+            raise
+        handle.on_close = lambda: os.close(hold)
         self._launched[handle], self._live[handle] = 0, {}
         handle.on_event = lambda message, fds: self._event(handle, message, fds)
         handle.on_lost = lambda: self._lost(handle)
@@ -159,7 +186,6 @@ class JailTier:
     def _end_retired(self, handle: ZygoteHandle) -> None:
         self._retired.discard(handle)
         task = asyncio.ensure_future(handle.aclose())
-        self._ending = getattr(self, "_ending", set())
         self._ending.add(task)
         task.add_done_callback(self._ending.discard)
 
@@ -228,7 +254,7 @@ class JailTier:
 
     def _request(self, spec: LaunchSpec, group: cgroup.Group | None, open_room: Path | None) -> dict[str, Any]:
         cpu: int | None = None
-        if group is None:
+        if not any(name.endswith(":cpu") for name in self._hierarchy.names):
             cpus = sorted(os.sched_getaffinity(0))
             cpu, self._next_cpu = cpus[self._next_cpu % len(cpus)], self._next_cpu + 1
         return {
@@ -249,6 +275,7 @@ class JailTier:
             handle.detach()
 
     async def aclose(self) -> None:
+        """End every sandbox and zygote; waits until nothing is left."""
         async with asyncio.TaskGroup() as closing:
             for live in self._live.values():
                 for sandbox in list(live.values()):
@@ -256,6 +283,8 @@ class JailTier:
         async with asyncio.TaskGroup() as closing:
             for handle in self._live:
                 closing.create_task(handle.aclose())
+        if self._hierarchy.version != "none":
+            cgroup.sweep(self._hierarchy)
         if self._temporary is not None:
             self._temporary.cleanup()
 

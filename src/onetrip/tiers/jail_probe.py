@@ -82,7 +82,10 @@ def _diagnose(name: str, answer: Mapping[str, Any]) -> tuple[str, str]:
     """The likely cause and the remedy, from what the kernel's settings say."""
     said = answer["detail"]
     if name == "landlock":
-        return said, "Boot a kernel with CONFIG_SECURITY_LANDLOCK and `landlock` in the `lsm=` boot parameter (default since Debian 12, Ubuntu 22.04)."
+        return (
+            said,
+            "Boot a kernel with CONFIG_SECURITY_LANDLOCK and `landlock` in the `lsm=` boot parameter (default since Debian 12, Ubuntu 22.04).",
+        )
     if name in ("seccomp", "no_new_privs", "openat2", "pidfd-setns"):
         return said, "Use Linux 5.8 or later; in a container, one whose seccomp profile lets the call through."
     if _sysctl("kernel/apparmor_restrict_unprivileged_userns") == "1":
@@ -99,7 +102,10 @@ def _diagnose(name: str, answer: Mapping[str, Any]) -> tuple[str, str]:
             f"{said}; this is a container, whose default profile forbids it",
             "Start the container with `--security-opt seccomp=unconfined --security-opt apparmor=unconfined --security-opt systempaths=unconfined`.",
         )
-    return said, "Allow unprivileged user namespaces for this user; a seccomp profile, an LSM or `user.max_*_namespaces` forbids them."
+    return (
+        said,
+        "Allow unprivileged user namespaces for this user; a seccomp profile, an LSM or `user.max_*_namespaces` forbids them.",
+    )
 
 
 def _sysctl(name: str) -> str | None:
@@ -114,7 +120,11 @@ def _limits(hierarchy: cgroup.Hierarchy) -> list[Mechanism]:
     if hierarchy.version == "none":
         why = "; ".join(f"{name}: {reason}" for name, reason in hierarchy.reasons.items()) or "not usable by this user"
         return [
-            Mechanism("cgroup", False, None, f"control groups: memory, processes and CPU of the whole tree — {why}", hierarchy.remedy),
-            Mechanism("watchdog", True, None, "in place of control groups: rlimits, one CPU, and samples of the tree every 50 ms"),
+            Mechanism(
+                "cgroup", False, None, f"control groups: memory, processes and CPU of the whole tree — {why}", hierarchy.remedy
+            ),
+            Mechanism(
+                "watchdog", True, None, "in place of control groups: rlimits, one CPU, and samples of the tree every 50 ms"
+            ),
         ]
     return [Mechanism(name, True, None, "control group: a limit of the kernel's on the whole tree") for name in hierarchy.names]

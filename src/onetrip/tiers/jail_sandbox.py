@@ -43,7 +43,7 @@ class JailSandbox:
         self._callback: Callable[[Exit], None] | None = None
         self._exit: Exit | None = None
         self._closed = False
-        self._memory_at_start = 0
+        self._sampled_peak = 0  # highest sample since `reset_peak`
         channel, self.stdout, self.stderr, *rest = fds
         self.channel = socket.socket(fileno=channel)
         if open_room is None:
@@ -133,10 +133,12 @@ class JailSandbox:
             return Reading(now.memory_bytes, now.peak_memory_bytes, now.cpu_us, now.oom_kills, now.refused_forks)
         if self._sampler is not None:
             sample = self._sampler.sample()
-            return Reading(sample.memory_bytes, sample.memory_bytes, sample.cpu_us)
+            self._sampled_peak = max(self._sampled_peak, sample.memory_bytes)
+            return Reading(sample.memory_bytes, self._sampled_peak, sample.cpu_us)
         return Reading(0, 0, 0)
 
     def reset_peak(self) -> None:
+        self._sampled_peak = 0
         if self._group is not None and not self._closed:
             self._group.reset_peak()
 

@@ -22,7 +22,7 @@ class ZygoteHandle:
     """One running zygote and the connection to it. Created by `start` or `adopt`, ended by `aclose`.
 
     `on_event` gets every message that is not the answer to a launch, with descriptors that the handler then owns;
-    `on_lost` is called once when the connection ends before `aclose`.
+    `on_lost` is called once when the connection ends before `aclose`, `on_close` once when it ends in whatever way.
     """
 
     def __init__(self, connection: socket.socket, process: asyncio.subprocess.Process | None, path: Path) -> None:
@@ -38,6 +38,7 @@ class ZygoteHandle:
         self._node_changed = asyncio.Event()
         self.on_event: EventHandler = lambda _message, fds: control.close_all(fds)
         self.on_lost: Callable[[], None] = lambda: None
+        self.on_close: Callable[[], None] = lambda: None
         connection.setblocking(False)
         self._loop.add_reader(connection.fileno(), self._readable)
 
@@ -172,6 +173,7 @@ class ZygoteHandle:
         for answer in self._launches.values():
             if not answer.done():
                 answer.set_exception(SandboxFailed("the zygote died while it launched the sandbox"))
+        self.on_close()
         if not self._closing:
             self.on_lost()
 
