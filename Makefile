@@ -3,18 +3,21 @@
 #   make demo    the main job, with what each cell cost     make test    every test (as root: also as an ordinary user)
 #   make bench   the numbers, on this machine               make check   format, lint, types, layers, unit tests
 #   make env     only set up                                make clean   remove what make made
+#   make attacks, make corpus    the suites in ../shared (or where ONETRIP_SHARED says): minutes, and half an hour; the corpus'
+#                packages need Python 3.11.5 or later: make corpus CORPUS_PYTHON=/path/to/python3.11 where .venv's is older
 #
 # PYTHON=/path/to/python3 chooses the interpreter for a new .venv.
 
 SHELL := /bin/sh
 .DELETE_ON_ERROR:
-.PHONY: demo test check bench env clean
+.PHONY: demo test check bench env clean attacks corpus
 
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input -c constraints.txt
 MADE := $(VENV)/.made
 DATA := $(VENV)/share/onetrip
+SHARED := $(if $(ONETRIP_SHARED),$(abspath $(ONETRIP_SHARED)),$(abspath ../shared))
 RECIPE := src/onetrip/environments/default.toml src/onetrip/environments/default.txt
 
 # Everything that is made must be readable for the sandbox's user, whatever the caller's umask is; and no variable
@@ -37,6 +40,14 @@ check: $(MADE)-check $(MADE)-test
 
 bench: $(MADE)-env
 	@$(BIN)/onetrip bench
+
+attacks: $(MADE)-test $(MADE)-env
+	@ONETRIP_ATTACKS=1 ONETRIP_SHARED="$(SHARED)" .ci/test $(BIN)/python tests/security
+
+corpus: $(MADE)-test $(MADE)-env
+	@$(SETUP) $(BIN)/onetrip env list --json | grep -q '"name": "corpus"' || \
+		$(BIN)/onetrip env build corpus --requirements "$(SHARED)/corpus/packages.txt" $(if $(CORPUS_PYTHON),--python "$(CORPUS_PYTHON)")
+	@ONETRIP_CORPUS=1 ONETRIP_SHARED="$(SHARED)" $(BIN)/python -m pytest tests/corpus
 
 env: $(MADE)-env
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 from onetrip import checks, environments, preload
 from onetrip.errors import NotFound, SessionGone
@@ -22,6 +22,7 @@ from onetrip.tiers.jail import JailTier, reachable_level
 from onetrip.tiers.jail_probe import has_house, has_landlock
 from onetrip.worker import Worker
 
+ENVIRONMENT_FRESH_S: Final = 2.0  # how long we believe what we read of an environment: reading costs more than a run
 Files = Mapping[str, bytes]
 
 
@@ -59,6 +60,7 @@ class LocalEngine:
         self._cgroup_parent, self._lease_s, self._run_dir = cgroup_parent, lease_s, run_dir
         self._tiers: dict[Level, tuple[JailTier, Pool]] = {}
         self._sessions: dict[str, _Session] = {}
+        self._environments: dict[str, tuple[float, tuple[environments.Node, ...]]] = {}
         self._support: Support | None = None
         self._starting = asyncio.Lock()
 
@@ -100,7 +102,7 @@ class LocalEngine:
 
     async def open(self, spec: SessionSpec, files: Files) -> str:
         """Start a session; returns its id. Raises BadRequest, UnknownEnvironment, Unavailable, SandboxFailed; nothing is left then."""
-        nodes = _checked(spec)
+        nodes = self._checked(spec)
         _, pool = await self._backend(spec.isolation_floor)
         # What a session will import is not known yet; the richest node costs it nothing but shared memory.
         node = next((name for name in ("plot", "pandas") if any(node.name == name for node in nodes)), nodes[-1].name)
@@ -131,7 +133,7 @@ class LocalEngine:
 
     async def run(self, spec: SessionSpec, cell: Cell, files: Files) -> AsyncGenerator[Event]:
         """A one-shot: a sandbox of its own for this cell, discarded afterwards."""
-        nodes = _checked(spec)
+        nodes = self._checked(spec)
         _check_cell(cell)
         asked = time.monotonic()
         _, pool = await self._backend(spec.isolation_floor)
@@ -178,6 +180,17 @@ class LocalEngine:
 
     # ------------------------------------------------------------------ inside
 
+    def _checked(self, spec: SessionSpec) -> tuple[environments.Node, ...]:
+        """The nodes of the environment that the spec names. Raises BadRequest, UnknownEnvironment."""
+        checks.check_limits(spec.limits)
+        checks.check_environment_name(spec.environment)
+        now = time.monotonic()
+        found = self._environments.get(spec.environment)
+        if found is None or found[0] < now:
+            found = (now + ENVIRONMENT_FRESH_S, environments.find(spec.environment).nodes)
+            self._environments[spec.environment] = found
+        return found[1]
+
     async def _worker(self, pool: Pool, spec: SessionSpec, node: str, files: Files) -> Worker:
         worker = await pool.acquire((spec.environment, node), spec.limits)
         try:
@@ -204,12 +217,6 @@ class LocalEngine:
         if session is None:
             raise NotFound(f"there is no session {session_id[:60]!r}")
         return session
-
-
-def _checked(spec: SessionSpec) -> tuple[environments.Node, ...]:
-    checks.check_limits(spec.limits)
-    checks.check_environment_name(spec.environment)
-    return environments.find(spec.environment).nodes
 
 
 def _check_cell(cell: Cell) -> None:

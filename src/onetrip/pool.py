@@ -12,7 +12,7 @@ import time
 from collections.abc import Coroutine
 from typing import Any, Final
 
-from onetrip.errors import Overloaded, SandboxFailed
+from onetrip.errors import OnetripError, Overloaded
 from onetrip.model import Limits
 from onetrip.tiers.base import LaunchSpec, Tier
 from onetrip.worker import Worker
@@ -20,6 +20,7 @@ from onetrip.worker import Worker
 Key = tuple[str, str]  # environment, node
 MAX_WARM: Final = 16  # per key
 LOOK_AHEAD_S: Final = 0.02  # keep as many as were asked for in this time: about what a refill takes
+REFILL_DELAY_S: Final = 0.003
 FORGET_S: Final = 60.0  # a key nobody asked for in this long keeps only its base number
 
 
@@ -54,12 +55,15 @@ class Pool:
                 if worker.ended is not None:
                     self._spawn(self.discard(worker))
                     worker = None
-            self._refill(key)
             if worker is not None:
+                # Its successor is made a moment later, so that the run which waits now has the CPUs to itself.
+                asyncio.get_running_loop().call_later(REFILL_DELAY_S, self._refill, key)
                 return worker
         if self.live >= self._max_live:
             raise Overloaded(f"{self.live} sandboxes are live, which is the limit")
-        return await self._launch(key, limits)
+        worker = await self._launch(key, limits)
+        self._refill(key)
+        return worker
 
     def prepare(self, key: Key) -> None:
         """Keep the base number of this kind from now on."""
@@ -85,7 +89,6 @@ class Pool:
                 worker = Worker(await self._tier.launch(spec))
                 try:
                     await worker.start()
-                    worker.note_files()
                 except BaseException:
                     await worker.aclose()
                     raise
@@ -113,8 +116,9 @@ class Pool:
 
     async def _fill(self, key: Key) -> None:
         try:
+            await self._tier.wait_ready(*key)
             worker = await self._launch(key, self._defaults)
-        except SandboxFailed:
+        except OnetripError:
             return  # whoever asks next launches for himself and gets the reason
         finally:
             self._filling[key] -= 1

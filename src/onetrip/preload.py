@@ -4,8 +4,9 @@ The source is untrusted, so it is not parsed here, only searched: a pattern in l
 costs an import inside the sandbox, nothing else.
 """
 
+import functools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Final
 
 from onetrip.environments import Node
@@ -27,14 +28,15 @@ def imports_of(source: str) -> frozenset[str]:
     return frozenset(found)
 
 
-def choose(nodes: Sequence[Node], source: str) -> str:
+def choose(nodes: tuple[Node, ...], source: str) -> str:
     """The name of the node to fork from. Of two that cover equally much, the one with fewer imports of its own line."""
     held = _cumulative(nodes)
     wanted = imports_of(source) & frozenset().union(*held.values())
     return min(held, key=lambda name: (-len(wanted & held[name]), len(held[name])))
 
 
-def _cumulative(nodes: Sequence[Node]) -> Mapping[str, frozenset[str]]:
+@functools.cache
+def _cumulative(nodes: tuple[Node, ...]) -> Mapping[str, frozenset[str]]:
     """What each node has imported, its ancestors' imports included. Parents come before children."""
     held: dict[str, frozenset[str]] = {}
     for node in nodes:

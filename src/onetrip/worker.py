@@ -115,6 +115,7 @@ class Worker:
             raise SandboxFailed(f"the guest was not ready within {READY_S:.0f} s") from err
         if self.ended is not None:
             raise SandboxFailed(self.ended)
+        self._top_moment = self._workspace.top_moment()
 
     def greet(self, limits: Limits, policy: Policy) -> None:
         """Give the guest its limits and policy, before any user code. Once; raises SandboxFailed when the kernel refuses."""

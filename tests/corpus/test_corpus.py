@@ -24,7 +24,29 @@ pytestmark = [
 ]
 
 # Items that differ, and why. docs/limits/ says the same in more words.
-DIFFERENT: dict[str, str] = {}
+ARITHMETIC = "last digits of floating point: the expectation is from another processor, plain CPython here gives what we give"
+TIMES = "prints how long something took"
+DIFFERENT = {
+    "dseval/kaggle/life-expectancy-data": ARITHMETIC,
+    "dseval/kaggle/monthly-food-price-estimates": ARITHMETIC,
+    "handson-ml3/04_training_linear_models": ARITHMETIC,
+    "pydata-book/ch04": ARITHMETIC,
+    "pydata-book/ch05": ARITHMETIC,
+    "sci-lectures/packages.statistics.index": ARITHMETIC,
+    "sklearn-examples/gaussian_process.plot_gpr_prior_posterior": ARITHMETIC,
+    "statsmodels-notebooks/discrete_choice_example": ARITHMETIC,
+    "statsmodels-notebooks/ets": ARITHMETIC,
+    "statsmodels-notebooks/exponential_smoothing": ARITHMETIC,
+    "statsmodels-notebooks/gls": ARITHMETIC,
+    "statsmodels-notebooks/postestimation_poisson": ARITHMETIC,
+    "statsmodels-notebooks/treatment_effect": ARITHMETIC,
+    "sci-lectures/advanced.mathematical_optimization.index": TIMES,
+    "sklearn-examples/gaussian_process.plot_compare_gpr_krr": TIMES,
+    "sklearn-examples/model_selection.plot_grid_search_digits": "chooses the model that predicts fastest, by the clock",
+    "networkx-examples/drawing.plot_chess_masters": "prints a set of texts, whose order follows the seed of the hash",
+    "sci-lectures/intro.language.reusing_code": "lists a folder: its order, and files that an earlier run had left there",
+    "pydata-book/ch06": "pandas.read_html finds no table with these versions; plain CPython here neither",
+}
 
 
 def test_every_program_behaves_as_outside_of_the_sandbox(tmp_path):

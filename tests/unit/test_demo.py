@@ -123,7 +123,7 @@ def test_a_limit_that_did_not_stop_the_loop_is_a_problem(result):
         "the wall limit should have ended it, but it is “limit_exceeded” (LimitHit(name='cpu', limit=1.0, unit='s'))"
     ]
     uncounted = result(status="limit_exceeded", limit=LimitHit("wall", 1.0, "s"), usage=Usage(cpu_ms=2))
-    assert loop.problems(uncounted) == ["not counted: cpu_ms is 2 (at least 300)"]
+    assert loop.problems(uncounted) == ["not counted: cpu_ms is 2 (at least 50)"]
 
 
 def test_the_report_is_plain_text_on_stdout_and_progress_is_on_stderr(run_demo, result, tmp_path):

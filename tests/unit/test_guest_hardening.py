@@ -185,7 +185,8 @@ def test_interrupts_at_any_moment_leave_exactly_one_answer_each(guest):
         guest.run(
             f"signal.signal(signal.SIGALRM, signal.default_int_handler)\nsignal.setitimer(signal.ITIMER_REAL, {delay * 5e-6 + 1e-6})\n[1]"
         )
-    assert done(guest, "signal.setitimer(signal.ITIMER_REAL, 0)\n'alive'")["value"] == "alive"
+    guest.run("signal.setitimer(signal.ITIMER_REAL, 0)")  # the last alarm may still be on its way
+    assert done(guest, "'alive'")["value"] == "alive"
 
 
 def test_alarm_that_is_left_over_reaches_the_next_cell(guest):

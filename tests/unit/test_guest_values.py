@@ -195,7 +195,7 @@ def test_shorten_keeps_both_ends_and_says_how_much_is_missing():
 
 def test_reseed_touches_only_what_is_loaded():
     seeded = []
-    fake = type("Random", (), {"seed": lambda self: seeded.append(1)})()
+    fake = type("Random", (), {"set_state": lambda self, state: seeded.append((state[0], len(set(state[1])) > 600))})()
     reseed.reseed({"numpy.random": fake, "other": sys})
-    assert seeded == [1]
+    assert seeded == [("MT19937", True)]
     reseed.reseed({})

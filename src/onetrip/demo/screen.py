@@ -161,7 +161,9 @@ class Screen:
         self._say("How it was isolated", style="bold cyan")
         self._say(f"tier {isolation.tier}, level {isolation.level}")
         held = [f"{name} ({_MEANING[name]})" if name in _MEANING else name for name in isolation.mechanisms]
-        self._say(*textwrap.wrap(", ".join(held), max(40, min(self._out.width, 110)), break_long_words=False, break_on_hyphens=False))
+        self._say(
+            *textwrap.wrap(", ".join(held), max(40, min(self._out.width, 110)), break_long_words=False, break_on_hyphens=False)
+        )
 
     def _problems(self, problems: Sequence[str]) -> None:
         self._say(*(f"✗ {problem}" for problem in problems), style="bold red")

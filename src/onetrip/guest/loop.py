@@ -60,7 +60,7 @@ class _Guest:
     def start(self, channel: Channel) -> None:
         """In the process of the session: become its stdout, stderr and `__main__`."""
         self.channel = channel
-        self.runner.start()
+        sys.modules["__main__"] = self.runner.start()
         self.streams.install()
         self.listener.listen()
         register_at_fork(before=self.streams.pass_on, after_in_child=self._in_forked_child)
@@ -68,7 +68,6 @@ class _Guest:
         sys.argv = [""]
         if sys.path[:1] != [""]:
             sys.path.insert(0, "")
-        sys.modules["__main__"] = self.runner.main
 
     def _in_forked_child(self) -> None:
         if self.channel is not None:

@@ -1,11 +1,13 @@
 """Give a forked process randomness of its own.
 
-All forks of a zygote share what it had computed before.  CPython reseeds `random` itself on `os.fork`; this does the rest.
+All forks of a zygote share what it had computed before.  `os.fork` would have `random` reseeded and the thread's id renewed by
+CPython; the zygote forks without these handlers, so that is done here as well.
 Process ids repeat across PID namespaces, so checks of the kind "has my pid changed" do not notice the fork.
 What cannot be changed: hash seed, address layout, stack canary.
 """
 
 import sys
+from array import array
 from collections.abc import Callable
 from os import urandom
 from types import ModuleType
@@ -18,8 +20,15 @@ _MT_WORDS: Final = 624  # the state of a Mersenne Twister
 
 def _numpy(module: Any) -> None:
     # The legacy global generator; default_rng() asks the kernel each time. A state of random bytes costs a third of seed().
-    numpy: Any = sys.modules["numpy"]
-    module.set_state(("MT19937", numpy.frombuffer(urandom(_MT_WORDS * 4), dtype="u4"), _MT_WORDS, 0, 0.0))
+    module.set_state(("MT19937", array("I", urandom(_MT_WORDS * 4)), _MT_WORDS, 0, 0.0))
+
+
+def _random(module: Any) -> None:
+    module.seed()
+
+
+def _threading(module: Any) -> None:
+    module.main_thread()._set_native_id()  # noqa: SLF001  # what threading's own handler does after a fork
 
 
 def _uuid(module: Any) -> None:
@@ -44,6 +53,8 @@ def _sympy(module: Any) -> None:
 
 
 RESEED: Final[dict[str, Callable[[Any], None]]] = {
+    "random": _random,
+    "threading": _threading,
     "numpy.random": _numpy,
     "uuid": _uuid,
     "tempfile": _tempfile,

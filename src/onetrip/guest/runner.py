@@ -74,15 +74,19 @@ class Runner:
         self._loop: Any = None  # asyncio.Runner, from the first cell with an await on
         self._results: list[Any] = [_NOTHING, _NOTHING, _NOTHING]  # what _, __ and ___ were set to
         self._outcome = _Outcome()
-        self.main = ModuleType("__main__")
-        self._space: dict[str, Any] = vars(self.main)
-        # As in the __main__ of `python -c`.
-        self._space |= {"__loader__": BuiltinImporter, "__annotations__": {}, "__builtins__": builtins}
+        self._value: Any = None  # result of the cell that runs
+        self._space: dict[str, Any] = {}
 
-    def start(self) -> None:
-        """In the process that will run cells. Signals are blocked from here on, but while a cell runs."""
+    def start(self) -> ModuleType:
+        """In the process that will run cells: make its `__main__`. Signals are blocked from here on, but while a cell runs."""
         block_all()
         self._pid = getpid()
+        # Made here and not in the zygote, which freezes what it has: the collector must be able to free it at the end.
+        main = ModuleType("__main__")
+        self._space = vars(main)
+        # As in the __main__ of `python -c`.
+        self._space |= {"__loader__": BuiltinImporter, "__annotations__": {}, "__builtins__": builtins}
+        return main
 
     def accept_builtins(self) -> None:
         """The builtins as they are now are how they should be."""
@@ -103,6 +107,10 @@ class Runner:
         variables: dict[str, Any] = loads(inputs) if inputs else {}
         self._keeper.give_back()
         self._attempt(name, lambda: self._program(name, source, variables), final=final)
+        value, self._value = self._value, None
+        if value is not None:
+            self._remember(value)  # here, where nothing can interrupt it half-way
+            del value
         if "matplotlib.pyplot" in _MODULES:
             self._attempt(name, self._displays.show_figures, final=final)
             if self._displays.broken_figure is not None:
@@ -148,11 +156,10 @@ class Runner:
         self._futures = program.futures
         value = self._run_async(program) if program.is_async else self._run_plain(program)
         if value is not None:
-            self._remember(value)
-            outcome = self._outcome
-            outcome.text = plain_text(value)
-            outcome.form = json_form(value)
-            self._displays.result(value, outcome.text)
+            self._value = value
+            text, form = plain_text(value), json_form(value)
+            self._displays.result(value, text)
+            self._outcome.text, self._outcome.form = text, form  # last: a cell that was interrupted has no result
 
     def _run_plain(self, program: Program) -> Any:
         """Run both parts and return the value of the last expression."""
@@ -219,7 +226,6 @@ class Runner:
         self._attempt(name, end_program, final=True)
         # Dropping the namespace costs a garbage collection; only these two can make it visible.
         if self._listener.wrote or b"__del__" in source:
-            del self.main
             self._space, self._results = {}, []
             self._attempt(name, lambda: drop_namespace(_MODULES), final=True)
 

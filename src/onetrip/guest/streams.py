@@ -152,12 +152,13 @@ class Streams:
             stop, ended = allocate_lock(), allocate_lock()
             stop.acquire()
             ended.acquire()
-            self._burst = (stop, ended)
             try:
+                # Before the assignment: an interrupt between the two must not leave us waiting for a thread that never was.
                 start_new_thread(self._serve_burst, (stop, ended))
             except RuntimeError:  # no more threads are allowed
-                self._burst = None
                 _plain_flush(stream)
+            else:
+                self._burst = (stop, ended) if ended.locked() else None
 
     def _serve_burst(self, stop: Any, ended: Any) -> None:
         try:

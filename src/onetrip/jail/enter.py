@@ -15,20 +15,22 @@ At level `reduced` there are no namespaces: `house` only opens, `room` does not 
 stricter filter (no child processes, no sockets but AF_UNIX), and on rlimits.
 """
 
+import _signal  # the C functions: the wrappers in `signal` touch memory that this process shares until then
 import contextlib
 import os
 import resource
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NoReturn
 
 from . import landlock, mounts, seccomp, syscalls
 
 Level = Literal["strict", "reduced"]
 GUEST_UID: Final = 1000  # what the program sees; which uid it is outside depends on who started the zygote
-_ROOM_NAMESPACES: Final = syscalls.CLONE_NEWNS | syscalls.CLONE_NEWNET | syscalls.CLONE_NEWIPC | syscalls.CLONE_NEWUTS
-_HOUSE_NAMESPACES: Final = _ROOM_NAMESPACES | syscalls.CLONE_NEWUSER | syscalls.CLONE_NEWPID
+_JOINED: Final = syscalls.CLONE_NEWNS | syscalls.CLONE_NEWNET | syscalls.CLONE_NEWIPC | syscalls.CLONE_NEWUTS
+ROOM_NAMESPACES: Final = _JOINED | syscalls.CLONE_NEWPID
+_HOUSE_NAMESPACES: Final = ROOM_NAMESPACES | syscalls.CLONE_NEWUSER
 
 NOFILE: Final = 1024  # also bounds memory hidden in socket buffers: 512 pairs x 208 KiB, net.core.wmem_default
 STACK_BYTES: Final = 8 << 20
@@ -44,12 +46,21 @@ class StepFailed(Exception):
         self.step, self.errno, self.detail = step, errno, detail
 
 
-@contextlib.contextmanager
-def step(name: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as err:
-        raise StepFailed(name, err.errno or 0, str(err)) from err
+class step:  # noqa: N801 - reads as a statement: `with step("…"):`
+    """Name what is done; an OSError inside becomes StepFailed. A class, not a generator: each page that a runner touches first
+    costs it a copy."""
+
+    __slots__ = ("_name",)
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __enter__(self) -> None:
+        return
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        if isinstance(error, OSError):
+            raise StepFailed(self._name, error.errno or 0, str(error)) from error
 
 
 # ---------------------------------------------------------------------------------------------------- house
@@ -185,9 +196,7 @@ class RoomKeys:
 
 
 def room(spec: RoomSpec) -> RoomKeys:
-    """Turn this freshly forked first process of a PID namespace into the sandbox's init. Afterwards it may only wait."""
-    with step("unshare the room's namespaces"):
-        syscalls.unshare(_ROOM_NAMESPACES)
+    """Turn this first process of new namespaces (`ROOM_NAMESPACES`) into the sandbox's init. Afterwards it may only wait."""
     with step("mount the workspace, scratch and /proc"):
         mounts.mount_room(disk_bytes=spec.disk_bytes, inodes=spec.inodes, uid=spec.uid)
     with step("bring up loopback"):
@@ -210,17 +219,18 @@ def room(spec: RoomSpec) -> RoomKeys:
         syscalls.unshare(syscalls.CLONE_NEWUSER)
         syscalls.set_dumpable(True)  # changing ids made us undumpable, and then /proc/self is not ours to write
         write_maps("/proc/self", f"{GUEST_UID} {spec.uid} 1", f"{GUEST_UID} {spec.uid} 1", deny_setgroups=True)
-    return RoomKeys(workspace, proc, ruleset, held)
-
-
-def be_init() -> None:
-    """Wait for ever as PID 1: orphans are reaped by the kernel (SIGCHLD ignored, wait(2)), and no signal from inside the
-    namespace reaches a first process without handlers (pid_namespaces(7)). Its death is the death of everything in it."""
     with step("die with the zygote"):
         syscalls.set_pdeathsig(signal.SIGKILL)
     with step("be out of reach of ptrace"):
         syscalls.set_dumpable(False)
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    # Orphans are reaped by the kernel (wait(2), SIGCHLD ignored), and no signal from inside the namespace reaches a first process
+    # without handlers (pid_namespaces(7)).
+    _signal.signal(_signal.SIGCHLD, _signal.SIG_IGN)
+    return RoomKeys(workspace, proc, ruleset, held)
+
+
+def wait_for_ever() -> NoReturn:
+    """What init does from then on. Its death is the death of everything in its PID namespace."""
     while True:
         signal.pause()
 
@@ -261,7 +271,7 @@ def runner(spec: RunnerSpec) -> tuple[str, ...]:
     if not reduced:
         with step("join the room's namespaces"):
             # In this order: joining the user namespace gives up what the others need.
-            syscalls.setns(spec.init_pidfd, _ROOM_NAMESPACES)
+            syscalls.setns(spec.init_pidfd, _JOINED)
             syscalls.setns(spec.init_pidfd, syscalls.CLONE_NEWUSER)
         if spec.cgroup_procs:
             with step("unshare the cgroup namespace"):

@@ -1,15 +1,17 @@
 """The tree of zygote nodes: each has some libraries imported and forks runners that start with them.
 
 Most programs import nothing heavy, and a fork costs what its parent has in memory; so the smallest node whose imports cover the
-program is the right one (SOCK, USENIX ATC '18). `Tree` is the zygote's handle; a node passes on what is for the nodes below it.
-Every node is single-threaded and forks; none ever runs user code.
+program is the right one (SOCK, USENIX ATC '18). `Tree` is the zygote's handle. A node grows the nodes below it, then tells the
+zygote that it is ready, through those above it, and from then on speaks with the zygote directly.
+
+What a child does between the fork and the first user line costs it a copy of every page it touches, about 4 µs each here. So
+nodes prepare before the fork whatever can be prepared, and have no signal handlers for a child to take off.
 """
 
 import contextlib
 import gc
 import os
 import select
-import signal
 import socket
 import sys
 from collections.abc import Mapping, Sequence
@@ -24,60 +26,72 @@ _HUGE_PAGE: Final = 2 << 20
 
 
 class Tree:
-    """The zygote's view: one socket to the root of the tree, and which nodes are ready.
-
-    `state[name]` is None for a ready node, else why it is not; a node that is missing is still importing.
-    """
+    """The zygote's view. `state[name]` is None for a ready node, else why it is not; a node that is missing still imports."""
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         self.state: dict[str, str | None] = {}
+        self.ready_fds: dict[int, tuple[str, socket.socket]] = {}
         self._parents: dict[str, str] = {spec["name"]: spec["parent"] or BARE for spec in config["nodes"]}
-        self.root, theirs = control.pair()
+        self.trunk, theirs = control.pair()
         if os.fork() == 0:
-            self.root.close()
-            signal.set_wakeup_fd(-1)
+            self.trunk.close()
             imports = [name for spec in config["nodes"] if spec["name"] == BARE for name in spec["imports"]]
             _Node(BARE, imports, config, theirs).run()
         theirs.close()
 
+    def news(self) -> tuple[dict[str, Any], socket.socket | None]:
+        """A node is ready, with a socket of its own, or has failed. Raises Closed when the first node is gone."""
+        message, fds = control.receive(self.trunk)
+        name = message["node"]
+        self.state[name] = message["error"]
+        if not fds:
+            return message, None
+        sock = socket.socket(fileno=fds[0])
+        self.ready_fds[sock.fileno()] = (name, sock)
+        return message, sock
+
+    def receive(self, fd: int) -> tuple[dict[str, Any], list[int]]:
+        return control.receive(self.ready_fds[fd][1])
+
+    def lose(self, fd: int) -> str:
+        """A node is gone: the nearest one above it serves in its place. Returns its name."""
+        name, sock = self.ready_fds.pop(fd)
+        sock.close()
+        self.state[name] = "the node died"
+        return name
+
     def fork(self, request: Mapping[str, Any], fds: Sequence[int]) -> str:
-        """Have the wanted node, or the nearest ancestor that is ready, fork a runner. Returns that node's name."""
+        """Have the wanted node, or the nearest one above it that is ready, fork a runner. Returns that node's name.
+
+        Raises Closed when not even the first node is there.
+        """
         name = request["node"]
         while name != BARE and self.state.get(name, "not ready") is not None:
             name = self._parents.get(name, BARE)
-        control.send(self.root, {**request, "node": name, "path": self._path(name)}, fds)
-        return name
-
-    def _path(self, name: str) -> list[str]:
-        path: list[str] = []
-        while name != BARE:
-            path.insert(0, name)
-            name = self._parents[name]
-        return path
+        for known, sock in self.ready_fds.values():
+            if known == name:
+                control.send(sock, request, fds)
+                return name
+        raise control.Closed(name)
 
 
 class _Node:
-    """One node process. Speaks with the node above it, and with those below."""
+    """One node process."""
 
     def __init__(self, name: str, imports: Sequence[str], config: Mapping[str, Any], above: socket.socket) -> None:
-        self._name, self._config, self._above = name, config, above
-        self._level: enter.Level = config["level"]
-        self._below: dict[int, tuple[str, socket.socket]] = {}
-        self._runners: dict[int, str] = {}
+        self._name, self._imports, self._config, self._above = name, imports, config, above
+        self._below: dict[int, socket.socket] = {}  # nodes that this one grew: their news is passed on
+        self._runners: dict[int, tuple[int, str]] = {}  # pidfd → pid and sandbox
         self._poll = select.epoll()
-        self._wake, self._wake_end = socket.socketpair()
-        self._wake_end.setblocking(False)
-        signal.signal(signal.SIGCHLD, lambda _signal, _frame: None)
-        signal.set_wakeup_fd(self._wake_end.fileno(), warn_on_full_buffer=False)
-        self._imports = imports
+        self._zygote, self._zygote_end = control.pair()
 
     def run(self) -> None:
-        """Import, start the nodes below, then serve until the node above is gone. Never returns."""
+        """Import, grow the nodes below, then serve until the zygote is gone. Never returns."""
         error: str | None = None
         if self._config["site_packages"] not in sys.path:  # in a house it lies where the interpreter looks
             sys.path.append(self._config["site_packages"])
         try:
-            seccomp.program(reduced=self._level == "reduced")  # worked out once, here, not in every runner
+            seccomp.program(reduced=self._config["level"] == "reduced")  # worked out once, here, not in every runner
             loop.prepare(self._imports)
             enter.bound_node()
         except BaseException as err:  # noqa: BLE001 - an import may raise anything; the node reports it and takes no work
@@ -91,10 +105,11 @@ class _Node:
             gc.freeze()
             _collapse_memory()
         with contextlib.suppress(control.Closed):
-            control.send(self._above, {"event": "node", "node": self._name, "error": error})
-            for sock in (self._above, self._wake):
-                self._poll.register(sock.fileno(), select.EPOLLIN)
-            while True:
+            fds = [self._zygote_end.fileno()] if error is None else []
+            control.send(self._above, {"event": "node", "node": self._name, "error": error}, fds)
+            self._zygote_end.close()
+            self._poll.register(self._zygote.fileno(), select.EPOLLIN)
+            while error is None or self._below:
                 for fd, _ in self._poll.poll():
                     self._serve(fd)
         os._exit(0)
@@ -102,92 +117,64 @@ class _Node:
     def _grow(self, spec: Mapping[str, Any]) -> None:
         ours, theirs = control.pair()
         if os.fork() == 0:
-            # Everything of this node's own conversation stays with it.
-            for sock in (ours, self._above, self._wake, self._wake_end, *(below for _, below in self._below.values())):
+            # This node's own conversations stay with it.
+            for sock in (ours, self._above, self._zygote, self._zygote_end, *self._below.values()):
                 sock.close()
             self._poll.close()
             _Node(spec["name"], spec["imports"], self._config, theirs).run()
         theirs.close()
-        self._below[ours.fileno()] = (spec["name"], ours)
+        self._below[ours.fileno()] = ours
         self._poll.register(ours.fileno(), select.EPOLLIN)
 
     def _serve(self, fd: int) -> None:
-        if fd == self._wake.fileno():
-            self._wake.recv(4096)
-            self._reap()
-        elif fd == self._above.fileno():
-            request, fds = control.receive(self._above)
-            self._handle(request, fds)
-        else:
-            name, below = self._below[fd]
+        if fd == self._zygote.fileno():
+            request, fds = control.receive(self._zygote)
+            self._fork(request, fds)
+            control.close_all(fds)
+        elif fd in self._runners:
+            self._reap(fd)
+        elif (below := self._below.get(fd)) is not None:
             try:
                 message, fds = control.receive(below)
             except control.Closed:
                 self._poll.unregister(fd)
                 del self._below[fd]
                 below.close()
-                control.send(self._above, {"event": "node", "node": name, "error": "the node died"})
                 return
             control.send(self._above, message, fds)
             control.close_all(fds)
 
-    def _handle(self, request: dict[str, Any], fds: list[int]) -> None:
-        path = request["path"]
-        if path:
-            for name, below in self._below.values():
-                if name == path[0]:
-                    with contextlib.suppress(control.Closed):
-                        control.send(below, {**request, "path": path[1:]}, fds)
-                        control.close_all(fds)
-                        return
-            self._refuse(request, 0, f"node {path[0]} is gone")
-        else:
-            self._fork(request, fds)
-        control.close_all(fds)
-
-    def _refuse(self, request: Mapping[str, Any], errno: int, detail: str) -> None:
-        control.send(
-            self._above, {"event": "refused", "id": request["id"], "step": "fork the runner", "errno": errno, "detail": detail}
-        )
-
-    def _fork(self, request: Mapping[str, Any], fds: list[int]) -> None:
+    def _fork(self, request: Mapping[str, Any], fds: Sequence[int]) -> None:
         at = 3 + request["cgroups"]
         init_pidfd = fds[at] if request["room"] else -1
         ruleset = fds[at + 1] if len(fds) > at + 1 else -1
         try:
             if init_pidfd >= 0:
                 syscalls.setns(init_pidfd, syscalls.CLONE_NEWPID)  # concerns only the children forked from here on
-            pid = os.fork()
+            pid = syscalls.fork_quickly()
         except OSError as err:
-            self._refuse(request, err.errno or 0, str(err))
+            refusal = {"event": "refused", "id": request["id"], "step": "fork the runner", "errno": err.errno or 0, "detail": str(err)}
+            control.send(self._zygote, refusal)
             return
         if pid == 0:
             _become_runner(request, fds, init_pidfd, ruleset, self._config)
-        self._runners[pid] = request["id"]
         pidfd = os.pidfd_open(pid)
-        try:
-            control.send(self._above, {"event": "forked", "id": request["id"], "pid": pid}, [pidfd])
-        finally:
-            os.close(pidfd)
+        self._runners[pidfd] = (pid, request["id"])
+        control.send(self._zygote, {"event": "forked", "id": request["id"], "pid": pid}, [pidfd])
+        self._poll.register(pidfd, select.EPOLLIN)  # readable when it has ended: no signal handler needed
 
-    def _reap(self) -> None:
-        while True:
-            try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
-            except ChildProcessError:
-                return
-            if pid == 0:
-                return
-            if name := self._runners.pop(pid, None):
-                control.send(self._above, {"event": "exited", "id": name, "status": status})
+    def _reap(self, pidfd: int) -> None:
+        pid, name = self._runners.pop(pidfd)
+        self._poll.unregister(pidfd)
+        os.close(pidfd)
+        _, status = os.waitpid(pid, 0)
+        control.send(self._zygote, {"event": "exited", "id": name, "pid": pid, "status": status})
 
 
 def _become_runner(
     request: Mapping[str, Any], fds: Sequence[int], init_pidfd: int, ruleset: int, config: Mapping[str, Any]
 ) -> None:
     """In the forked child: close the jail, then serve. Never returns. A failed step is told to the host on the channel."""
-    signal.set_wakeup_fd(-1)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     try:
         held = enter.runner(
             enter.RunnerSpec(
@@ -205,12 +192,11 @@ def _become_runner(
                 cpu=request["cpu"],
             )
         )
-        held += tuple(request.get("held", ()))
         loop.after_fork()
     except enter.StepFailed as err:
         _refuse_on(fds[0], err)
         os._exit(1)
-    loop.serve(3, held)
+    loop.serve(3, (*held, *request.get("held", ())))
 
 
 def _refuse_on(channel_fd: int, err: enter.StepFailed) -> None:

@@ -54,7 +54,11 @@ _SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 0x1
 # linux/seccomp.h
 _SECCOMP_SET_MODE_FILTER: Final = 1
 # Numbers of calls that libc has no function for: asm/unistd.h; from 424 on they are the same on every architecture.
-_NR_PIVOT_ROOT, _NR_SECCOMP = {"x86_64": (155, 317), "aarch64": (41, 277)}.get(platform.machine(), (-1, -1))
+_NR_PIVOT_ROOT, _NR_SECCOMP, _NR_CLONE = {"x86_64": (155, 317, 56), "aarch64": (41, 277, 220)}.get(platform.machine(), (-1, -1, -1))
+_SIGCHLD: Final = 17
+_MACHINE: Final = platform.machine()
+_CLONE_CHILD_CLEARTID, _CLONE_CHILD_SETTID = 0x00200000, 0x01000000
+_PR_GET_TID_ADDRESS: Final = 40
 _NR_OPENAT2: Final = 437
 _NR_LANDLOCK_CREATE_RULESET, _NR_LANDLOCK_ADD_RULE, _NR_LANDLOCK_RESTRICT_SELF = 444, 445, 446
 
@@ -84,6 +88,11 @@ _syscall = _libc.syscall
 _syscall.restype = c_long
 
 
+# PyDLL keeps the interpreter's lock: another thread of state has no meaning in a child that libc did not fork.
+_clone = ctypes.PyDLL(None, use_errno=True).syscall
+_clone.restype = c_long
+
+
 def _check(result: int, call: str, detail: str | None = None) -> int:
     if result < 0:
         number = ctypes.get_errno()
@@ -100,6 +109,40 @@ def _bytes(text: str | None) -> bytes | None:
 
 def unshare(flags: int) -> None:
     _check(_unshare(flags), "unshare")
+
+
+def clone_into(flags: int) -> int:
+    """Fork into new namespaces (clone(2) with `flags`); returns the child's pid, or 0 in the child.
+
+    Skips what `os.fork` does around it (Python's and libc's handlers), so the child may use this file, plain calls and `_exit`,
+    and no thread, no random number, no user code. Worth it: it touches 60 pages of the parent's memory instead of 220.
+    Precondition: one thread.
+    """
+    return _check(_clone(c_long(_NR_CLONE), c_long(flags | _SIGCHLD), None, None, None, None), "clone")
+
+
+def _thread_id_address() -> int | None:
+    """Where libc keeps the id of this thread (prctl(2), PR_GET_TID_ADDRESS); None where the kernel does not say."""
+    address = c_ulong()
+    return address.value if _prctl(_PR_GET_TID_ADDRESS, ctypes.addressof(address), 0, 0, 0) == 0 and address.value else None
+
+
+_TID_ADDRESS: Final = _thread_id_address()
+
+
+def fork_quickly() -> int:
+    """Fork as libc does it, with the thread's id in place, but without the handlers that others registered around a fork.
+
+    Falls back to `os.fork`. Precondition: one thread, which holds no lock that the child needs. The child has to reseed `random`
+    itself; see `guest.reseed`.
+    """
+    if _TID_ADDRESS is None:
+        return os.fork()
+    flags = c_long(_CLONE_CHILD_SETTID | _CLONE_CHILD_CLEARTID | _SIGCHLD)
+    address, nothing = c_ulong(_TID_ADDRESS), c_ulong(0)
+    if _MACHINE == "x86_64":
+        return _check(_clone(c_long(_NR_CLONE), flags, None, None, address, nothing), "clone")
+    return _check(_clone(c_long(_NR_CLONE), flags, None, None, nothing, address), "clone")  # clone(2): the order differs
 
 
 def setns(fd: int, flags: int) -> None:

@@ -22,7 +22,6 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -44,7 +43,7 @@ class Room:
     workspace: int = -1
     proc: int = -1
     ruleset: int = -1
-    held: Sequence[str] = ()
+    held: tuple[str, ...] = ()
 
     def close(self) -> None:
         """Kill init, and with it whatever is in the room."""
@@ -72,6 +71,14 @@ class Sandbox:
         init = [] if self.room is None else [self.room.pidfd]
         return [*self.host_fds, *init, self.runner_pidfd, *room]
 
+    def let_go(self) -> None:
+        """Close what only a host needs; init's handle stays, to end the sandbox."""
+        control.close_all(self.host_fds)
+        self.host_fds = []
+        if self.room is not None:
+            control.close_all([self.room.workspace, self.room.proc])
+            self.room.workspace = self.room.proc = -1
+
 
 def main(config_fd: str, listen_fd: str) -> None:
     with open(int(config_fd), "rb") as file:
@@ -93,19 +100,22 @@ class Zygote:
         self._host: socket.socket | None = None
         self._deadline: float | None = time.monotonic() + FIRST_CONNECTION_S
         self._sandboxes: dict[str, Sandbox] = {}
+        self._by_pid: dict[int, str] = {}
         self._making: dict[int, tuple[Room, socket.socket]] = {}  # fd of an init that is still at work → its room
+        self._early: list[str] = []  # sandboxes with a room but no node to fork from yet
         self._launching: set[str] = set()  # handed to a node that has not answered yet
         self._spare: collections.deque[Room] = collections.deque()
         self._waiting: collections.deque[str] = collections.deque()  # sandboxes that want a room of the usual size
+        # Nodes are forked now, before there is anything about a sandbox in this memory that a fork would take along, and before
+        # there is a signal handler that they would have to take off again.
+        self._nodes = node.Tree(config)
         self._poll = select.epoll()
-        self._pidns = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC) if self._level == "strict" else -1
         self._wake, self._wake_end = socket.socketpair()
+        self._wake.setblocking(False)
         self._wake_end.setblocking(False)
         signal.signal(signal.SIGCHLD, lambda _signal, _frame: None)
         signal.set_wakeup_fd(self._wake_end.fileno(), warn_on_full_buffer=False)
-        # Nodes are forked now, before there is anything about a sandbox in this memory that a fork would take along.
-        self._nodes = node.Tree(config)
-        for known in (self._listener, self._wake, self._nodes.root):
+        for known in (self._listener, self._wake, self._nodes.trunk):
             self._poll.register(known.fileno(), select.EPOLLIN)
 
     def run(self) -> None:
@@ -123,8 +133,10 @@ class Zygote:
                     self._from_host()
                 elif fd in self._making:
                     self._room_ready(fd)
-                elif fd == self._nodes.root.fileno():
-                    self._from_node()
+                elif fd == self._nodes.trunk.fileno():
+                    self._node_changed()
+                elif fd in self._nodes.ready_fds:
+                    self._from_node(fd)
             # After the answers, and while no launch is under way, so that nobody waits for the next one's room.
             if self._host is not None and self._level == "strict" and (self._waiting or not self._launching):
                 self._make_rooms()
@@ -140,7 +152,7 @@ class Zygote:
         self._host, self._deadline = connection, None
         self._poll.register(connection.fileno(), select.EPOLLIN)
         for name, error in self._nodes.state.items():
-            self._tell({"event": "node", "node": name, "error": error})
+            self._tell({"event": "node", "node": name, "error": error})  # the others follow when they are ready
 
     def _lose_host(self) -> None:
         if self._host is not None:
@@ -179,6 +191,8 @@ class Zygote:
                 self._tell({"event": "adopted_all"})
             case "end":
                 sys.exit(0)
+            case other:
+                raise ValueError(f"the host said {other!r}")
 
     # ------------------------------------------------------------------ rooms
 
@@ -195,10 +209,7 @@ class Zygote:
             uid = self._next_uid
         ours, theirs = control.pair()
         try:
-            # setns before unshare: a second unshare(CLONE_NEWPID) without it is refused (pid_namespaces(7)).
-            syscalls.setns(self._pidns, syscalls.CLONE_NEWPID)
-            syscalls.unshare(syscalls.CLONE_NEWPID)
-            pid = os.fork()
+            pid = syscalls.clone_into(enter.ROOM_NAMESPACES)
         except OSError as err:
             ours.close()
             theirs.close()
@@ -217,14 +228,14 @@ class Zygote:
             try:
                 message, fds = control.receive(ours)
             except control.Closed:
-                message, fds = {"step": "init", "errno": 0, "detail": "init died before its room was ready"}, []
+                message, fds = {"step": "make the room", "errno": 0, "detail": "init died before its room was ready"}, []
         if "step" in message:
             room.close()
             self._room_failed(room.wanted_by, message["step"], message["errno"], message["detail"])
             return
         room.workspace, room.proc, *ruleset = fds
         room.ruleset = ruleset[0] if ruleset else -1
-        room.held = message["held"]
+        room.held = tuple(message["held"])
         if room.wanted_by is None:
             self._spare.append(room)
             self._serve_waiting()
@@ -271,6 +282,9 @@ class Zygote:
 
     def _occupy(self, name: str, sandbox: Sandbox, room: Room | None) -> None:
         sandbox.room = room
+        if not self._nodes.ready_fds:
+            self._early.append(name)  # the first node still imports; `_node_changed` comes back to it
+            return
         request = {"id": name, "cgroups": len(sandbox.guest_fds) - 3, "room": room is not None, **sandbox.launch}
         fds = list(sandbox.guest_fds)
         if room is not None:
@@ -284,12 +298,24 @@ class Zygote:
             os.close(room.ruleset)
             room.ruleset = -1
 
-    def _from_node(self) -> None:
-        message, fds = control.receive(self._nodes.root)  # Closed ends us: without nodes nothing can be launched
+    def _node_changed(self) -> None:
+        message, sock = self._nodes.news()  # Closed ends us: without the first node nothing can be launched
+        self._tell(message)
+        if sock is not None:
+            self._poll.register(sock.fileno(), select.EPOLLIN)
+            early, self._early = self._early, []
+            for name in early:
+                if sandbox := self._sandboxes.get(name):
+                    self._occupy(name, sandbox, sandbox.room)
+
+    def _from_node(self, fd: int) -> None:
+        try:
+            message, fds = self._nodes.receive(fd)
+        except control.Closed:
+            self._poll.unregister(fd)
+            self._tell({"event": "node", "node": self._nodes.lose(fd), "error": "the node died"})
+            return
         match message["event"]:
-            case "node":
-                self._nodes.state[message["node"]] = message["error"]
-                self._tell(message)
             case "forked":
                 self._launching.discard(message["id"])
                 sandbox = self._sandboxes.get(message["id"])
@@ -298,12 +324,18 @@ class Zygote:
                     control.close_all(fds)
                     return
                 sandbox.runner_pid, sandbox.runner_pidfd = message["pid"], fds[0]
+                self._by_pid[message["pid"]] = message["id"]
                 self._tell({"event": "launched", "id": message["id"], "node": sandbox.node}, sandbox.fds())
+                if not self._lease_s:
+                    sandbox.let_go()  # no other host will ever ask for them
             case "refused":
                 self._launching.discard(message["id"])
                 self._failed(message["id"], message["step"], message["errno"], message["detail"])
             case "exited":
+                self._by_pid.pop(message["pid"], None)
                 self._tell(message)
+            case other:
+                raise ValueError(f"a node said {other!r}")
 
     # ------------------------------------------------------------------ ends
 
@@ -331,20 +363,18 @@ class Zygote:
                 return
             if pid == 0:
                 return
-            for name, sandbox in self._sandboxes.items():
-                if sandbox.runner_pid == pid:
-                    self._tell({"event": "exited", "id": name, "status": status})
+            if name := self._by_pid.pop(pid, None):
+                self._tell({"event": "exited", "id": name, "pid": pid, "status": status})
 
 
 def _init(spec: enter.RoomSpec, report: socket.socket) -> None:
     """In the forked child: become init. Never returns."""
     try:
-        signal.set_wakeup_fd(-1)
         keys = enter.room(spec)
         rules = [keys.ruleset] if keys.ruleset >= 0 else []
         control.send(report, {"held": keys.held}, [keys.workspace, keys.proc, *rules])
         os.closerange(0, 65536)
-        enter.be_init()
+        enter.wait_for_ever()
     except enter.StepFailed as err:
         with contextlib.suppress(control.Closed, OSError):
             control.send(report, {"step": err.step, "errno": err.errno, "detail": err.detail})

@@ -96,6 +96,10 @@ class Tier(Protocol):
         """What this host gives, by trying it. Blocking, some 10 ms; starts nothing that stays."""
         ...
 
+    async def wait_ready(self, environment: str, node: str) -> None:
+        """Until sandboxes of this kind start with their imports done, or never will."""
+        ...
+
     async def launch(self, spec: LaunchSpec) -> Sandbox:
         """A new sandbox, whose guest will say `Ready`. Raises SandboxFailed naming the step; nothing is left then."""
         ...

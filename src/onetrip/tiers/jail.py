@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from .. import files
 from ..environments import Environment
-from ..errors import IsolationUnavailable, SandboxFailed
+from ..errors import IsolationUnavailable, PlatformError, SandboxFailed
 from ..jail import cgroup, mounts
 from ..jail.launch import BOOT
 from ..model import Level, Limits, Support
@@ -22,6 +22,7 @@ from .jail_zygote import ISLAND, ZygoteHandle
 INODES: Final = 16384  # of each of a sandbox's two file systems; a directory entry costs the kernel about 1 KiB
 FIRST_UID: Final = 0x7000_0000  # systemd's UIDS-GIDS document: from here on unused by every known allocator
 UID_COUNT: Final = 0x1_0000
+SPARE_GROUPS: Final = 8
 DEFAULT_LIMITS: Final = Limits()
 ROTATE_AFTER: Final = 5000  # launches per zygote: its children share hash seed and address layout, so do not keep it for ever
 
@@ -65,12 +66,10 @@ class JailTier:
         self._house, self._landlock = house, landlock
         self._lease_s = lease_s
         self._guest_environ = guest_environ
-        self._temporary = None
-        if run_dir is None:
-            self._temporary = tempfile.TemporaryDirectory(prefix="onetrip-", ignore_cleanup_errors=True)
-            run_dir = Path(self._temporary.name)
-        self.run_dir = run_dir
+        self._temporary: tempfile.TemporaryDirectory[str] | None = None
+        self._run_dir = run_dir
         self._hierarchy = cgroup.probe(cgroup_parent)
+        self._spare_groups: list[cgroup.Group] = []
         if self._hierarchy.version != "none":
             cgroup.sweep(self._hierarchy)  # what a server that was killed left behind
         self._zygotes: dict[str, ZygoteHandle] = {}
@@ -81,6 +80,14 @@ class JailTier:
         self._ending: set[asyncio.Task[None]] = set()
         self._next_cpu = 0
         self._ids = (FIRST_UID, UID_COUNT) if os.geteuid() == 0 and _may_map_ids() else None
+
+    @property
+    def run_dir(self) -> Path:
+        """Where the zygotes listen. Made when first wanted: a tier that is only asked what it can do leaves nothing."""
+        if self._run_dir is None:
+            self._temporary = tempfile.TemporaryDirectory(prefix="onetrip-", ignore_cleanup_errors=True)
+            self._run_dir = Path(self._temporary.name)
+        return self._run_dir
 
     def probe(self) -> Support:
         return jail_probe.probe(self._hierarchy)
@@ -191,6 +198,9 @@ class JailTier:
 
     # ------------------------------------------------------------------ sandboxes
 
+    async def wait_ready(self, environment: str, node: str) -> None:
+        await (await self.zygote(environment)).wait_node(node)
+
     async def launch(self, spec: LaunchSpec) -> JailSandbox:
         handle = await self.zygote(spec.environment)
         self._launched[handle] += 1
@@ -208,7 +218,9 @@ class JailTier:
             group.close_procs()
         live = self._live[handle]
 
-        def closed() -> None:
+        def closed(group: cgroup.Group | None) -> None:
+            if group is not None:
+                self._give_back(group)
             live.pop(spec.id, None)
             if open_room is not None:
                 files.remove_tree(open_room)
@@ -234,12 +246,31 @@ class JailTier:
     def _make_group(self, spec: LaunchSpec) -> cgroup.Group | None:
         if self._hierarchy.version == "none":
             return None
+        memory_bytes, processes = spec.limits.memory_mb << 20, spec.limits.processes + 1
+        while self._spare_groups:
+            group = self._spare_groups.pop()
+            try:
+                group.set_limits(memory_bytes=memory_bytes, processes=processes)
+            except OSError:
+                group.remove()
+            else:
+                return group
         try:
             return cgroup.Group.create(
-                self._hierarchy, spec.id, memory_bytes=spec.limits.memory_mb << 20, processes=spec.limits.processes + 1, cpus=1.0
+                self._hierarchy, spec.id, memory_bytes=memory_bytes, processes=processes, cpus=1.0
             )
         except OSError as err:
             raise SandboxFailed(f"the jail's step “make the control group” failed: {err}") from err
+
+    def _give_back(self, group: cgroup.Group) -> None:
+        """Keep an empty group for the next sandbox, or remove it."""
+        try:
+            if len(self._spare_groups) < SPARE_GROUPS and group.renew():
+                self._spare_groups.append(group)
+            else:
+                group.remove()
+        except OSError as err:
+            raise PlatformError(f"a control group could not be removed: {err}") from err
 
     def _make_open_room(self, name: str) -> Path:
         """Folders for a sandbox without namespaces: its workspace and its scratch, in our own temporary folder."""
@@ -283,6 +314,8 @@ class JailTier:
         async with asyncio.TaskGroup() as closing:
             for handle in self._live:
                 closing.create_task(handle.aclose())
+        while self._spare_groups:
+            self._spare_groups.pop().remove()
         if self._hierarchy.version != "none":
             cgroup.sweep(self._hierarchy)
         if self._temporary is not None:

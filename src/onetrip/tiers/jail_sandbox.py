@@ -33,7 +33,7 @@ class JailSandbox:
         group: cgroup.Group | None,
         controllers: tuple[str, ...],
         open_room: Path | None,
-        on_close: Callable[[], None],
+        on_close: Callable[[cgroup.Group | None], None],
     ) -> None:
         self.id, self.node, self.meta = name, node, meta
         self._level: Level = level
@@ -153,13 +153,11 @@ class JailSandbox:
         except TimeoutError as err:
             raise PlatformError(f"sandbox {self.id} did not end within {CLOSE_S} s after SIGKILL") from err
         finally:
-            self._on_close()
             self.channel.close()
             for fd in (self.stdout, self.stderr, self._init, self._runner, self.workspace, self._proc):
                 if fd >= 0:
                     os.close(fd)
-        if self._group is not None:
-            self._group.remove()
+            self._on_close(self._group)
 
 
 def _pid_of(pidfd: int) -> int:

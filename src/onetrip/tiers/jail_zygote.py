@@ -172,10 +172,14 @@ class ZygoteHandle:
         self._node_changed.set()
         for answer in self._launches.values():
             if not answer.done():
-                answer.set_exception(SandboxFailed("the zygote died while it launched the sandbox"))
+                answer.set_exception(SandboxFailed(f"the zygote died while it launched the sandbox: {self.last_words()}"))
         self.on_close()
         if not self._closing:
             self.on_lost()
+
+    def last_words(self) -> str:
+        """What Python said when the zygote broke, if it did."""
+        return _tail(self._path.with_suffix(".log")) or "it left no message"
 
     def detach(self) -> None:
         """Leave the zygote and its sandboxes to the next host, for as long as the lease lasts."""
