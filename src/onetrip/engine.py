@@ -19,7 +19,7 @@ from onetrip.files import Workspace
 from onetrip.model import Cell, Done, Event, Level, SessionSpec, Support
 from onetrip.pool import Pool
 from onetrip.tiers.jail import JailTier, reachable_level
-from onetrip.tiers.jail_probe import has_house, has_landlock
+from onetrip.tiers.jail_probe import has_house, has_landlock, probe
 from onetrip.worker import Worker
 
 ENVIRONMENT_FRESH_S: Final = 2.0  # how long we believe what we read of an environment: reading costs more than a run
@@ -77,7 +77,7 @@ class LocalEngine:
 
     def support(self) -> Support:
         if self._support is None:
-            self._support = JailTier(environments.find, level="strict", cgroup_parent=self._cgroup_parent).probe()
+            self._support = probe(self._cgroup_parent)
         return self._support
 
     async def _backend(self, floor: Level) -> tuple[JailTier, Pool]:

@@ -170,42 +170,6 @@ def diff(before: Snapshot, after: Snapshot) -> tuple[FileChange, ...]:
     return tuple(changes)
 
 
-def remove_tree(path: os.PathLike[str]) -> None:
-    """Remove a folder that a program could write to, whatever it made of it: links are not followed, depth does not matter.
-
-    Folders below the first level are moved up before they are emptied, so neither recursion nor long paths are needed.
-    """
-    try:
-        top = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return
-    try:
-        pending = [entry.name for entry in os.scandir(top)]
-        while pending:
-            name = pending.pop()
-            try:
-                os.unlink(name, dir_fd=top)
-                continue
-            except (IsADirectoryError, PermissionError):
-                folder = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=top)
-            try:
-                os.fchmod(folder, 0o700)
-                with os.scandir(folder) as entries:
-                    for entry in entries:
-                        if entry.is_dir(follow_symlinks=False):
-                            moved = f".moved-{secrets.token_hex(8)}"
-                            os.rename(entry.name, moved, src_dir_fd=folder, dst_dir_fd=top)
-                            pending.append(moved)
-                        else:
-                            os.unlink(entry.name, dir_fd=folder)
-            finally:
-                os.close(folder)
-            os.rmdir(name, dir_fd=top)
-    finally:
-        os.close(top)
-    os.rmdir(path)
-
-
 def _walk(folder: int, prefix: bytes, depth: int, found: dict[bytes, tuple[int, int, int, int]]) -> None:
     """Takes over `folder`."""
     below: list[bytes] = []

@@ -85,12 +85,10 @@ def from_account(account: Account, limits: Limits, wall_s: float, stopped: Stopp
     return "failed", account.error, None
 
 
-def from_exit(how: Exit, limits: Limits, wall_s: float, stopped: Stopped | None, *, out_of_memory: bool) -> Outcome:
+def from_exit(how: Exit, limits: Limits, wall_s: float, stopped: Stopped | None) -> Outcome:
     """The guest's process ended without an answer."""
     if stopped == "interrupt":
         return "interrupted", ProgramError("KeyboardInterrupt", "it did not end after the interrupt and was killed"), None
-    if stopped is None and out_of_memory:
-        stopped = "memory"
     if stopped is not None:
         return "limit_exceeded", limit_error(limits, wall_s, stopped), limit_hit(limits, wall_s, stopped)
     if how.lost is not None:

@@ -20,25 +20,9 @@ from collections.abc import AsyncGenerator, Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
-from onetrip import files, outcomes, wire
+from onetrip import files, model, outcomes, wire
 from onetrip.errors import PlatformError, SandboxFailed
-from onetrip.model import (
-    Cell,
-    DisplayData,
-    Displayed,
-    Done,
-    Event,
-    FileChange,
-    Limits,
-    Policy,
-    Result,
-    SessionState,
-    Started,
-    Stderr,
-    Stdout,
-    Truncated,
-    Usage,
-)
+from onetrip.model import Cell, Event, Limits, Policy, Result
 from onetrip.outcomes import Account, Stopped
 from onetrip.outputs import Name, Outputs
 from onetrip.tiers.base import Exit, Reading, Sandbox
@@ -64,7 +48,7 @@ class _Run:
     stopped: Stopped | None = None
     account: Account | None = None
     peak_bytes: int = 0
-    displays: list[DisplayData] = field(default_factory=list[DisplayData])
+    displays: list[model.DisplayData] = field(default_factory=list[model.DisplayData])
 
 
 class Worker:
@@ -154,7 +138,7 @@ class Worker:
         self._cells += 1
         run = self._begin(cell, limits, run_id)
         try:
-            yield Started(run_id)
+            yield model.Started(run_id)
             source, inputs = cell.code.encode(), json.dumps(cell.inputs).encode()
             message = wire.Execute(secrets.token_hex(8), self._cells, cell.final, (source, inputs))
             await self._send(self._protocol.execute(message))
@@ -168,7 +152,7 @@ class Worker:
             self._outputs.drain()
             while self._events:
                 yield self._next_event()
-            yield Done(self._result(run, session_id, queue_ms, start_ms))
+            yield model.Done(self._result(run, session_id, queue_ms, start_ms))
         finally:
             if run.account is None and self.ended is None:
                 await self._settle(run)
@@ -228,6 +212,8 @@ class Worker:
         run.peak_bytes = max(run.peak_bytes, now.peak_memory_bytes)
         if now.cpu_us - run.usage_before.cpu_us > run.limits.cpu_s * 1e6:
             self._stop("cpu")
+        if now.oom_kills > run.usage_before.oom_kills:
+            self._stop("memory")  # the kernel chose one process of many; those that wait for it would wait for ever
         if not self._sandbox.hard_memory and now.memory_bytes > run.limits.memory_mb * _MIB:
             self._stop("memory", at_once=True)
         self._timers["watch"] = self._loop.call_later(TICK_S, self._watch)
@@ -269,14 +255,14 @@ class Worker:
                     self._outputs.drain()  # what was printed before comes before
                     display = outcomes.read_display(message)
                     run.displays.append(display)
-                    self._queue(Displayed(display), size)
+                    self._queue(model.Displayed(display), size)
             case wire.Done():
                 if run is not None:
                     run.account = outcomes.read_account(message)
         self._wake()
 
     def _printed(self, name: Name, text: str, size: int) -> None:
-        self._queue(Stdout(text) if name == "stdout" else Stderr(text), size)
+        self._queue(model.Stdout(text) if name == "stdout" else model.Stderr(text), size)
 
     def _queue(self, event: Event, size: int) -> None:
         self._events.append(event)
@@ -369,14 +355,15 @@ class Worker:
         after = self._usage = self._sandbox.read_usage()
         account = run.account
         survived = account is not None and self.ended is None
+        if run.stopped is None and after.oom_kills > run.usage_before.oom_kills:
+            run.stopped = "memory"
         if self._violation is not None:
             status, error, limit = outcomes.from_violation(self._violation)
         elif account is not None:
             status, error, limit = outcomes.from_account(account, run.limits, run.wall_s, run.stopped)
         else:
-            killed_for_memory = after.oom_kills > run.usage_before.oom_kills
             how = self._exit or Exit(lost="its end is unknown")
-            status, error, limit = outcomes.from_exit(how, run.limits, run.wall_s, run.stopped, out_of_memory=killed_for_memory)
+            status, error, limit = outcomes.from_exit(how, run.limits, run.wall_s, run.stopped)
         told = account if account is not None and status == "completed" else None
         return Result(
             id=run.id,
@@ -386,13 +373,13 @@ class Worker:
             value=told.value if told else None,
             stdout=self._outputs.text("stdout"),
             stderr=self._outputs.text("stderr"),
-            truncated=Truncated(self._outputs.truncated("stdout"), self._outputs.truncated("stderr")),
+            truncated=model.Truncated(self._outputs.truncated("stdout"), self._outputs.truncated("stderr")),
             displays=tuple(run.displays),
             error=error,
             limit=limit,
             files=self._file_changes() if survived else (),
-            session=SessionState(survived=survived, note=None if survived else self.ended),
-            usage=Usage(
+            session=model.SessionState(survived=survived, note=None if survived else self.ended),
+            usage=model.Usage(
                 queue_ms=round(queue_ms, 3),
                 start_ms=round(start_ms, 3),
                 wall_ms=round((time.monotonic() - run.started) * 1e3, 3),
@@ -403,7 +390,7 @@ class Worker:
             isolation=self._sandbox.isolation(self._held),
         )
 
-    def _file_changes(self) -> tuple[FileChange, ...]:
+    def _file_changes(self) -> tuple[model.FileChange, ...]:
         top_moment = self._workspace.top_moment()
         if not self._snapshot and top_moment == self._top_moment:
             return ()  # an empty file system does not get a file without its top folder changing

@@ -46,7 +46,7 @@ def limit_of(error: BaseException) -> str | None:
         return "memory"
     if isinstance(error, BlockingIOError) and error.errno == errno.EAGAIN and _is_fork(error.__traceback__):
         return "processes"
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return "disk"
     if type(error) is RuntimeError and error.args == ("can't start new thread",):
         return "processes"

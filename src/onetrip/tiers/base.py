@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from ..model import Isolation, Limits, Support
+from onetrip.model import Isolation, Limits, Support
 
 
 class LaunchSpec(msgspec.Struct, frozen=True, kw_only=True):

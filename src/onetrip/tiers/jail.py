@@ -3,21 +3,20 @@
 import asyncio
 import os
 import secrets
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from .. import files
-from ..environments import Environment
-from ..errors import IsolationUnavailable, PlatformError, SandboxFailed
-from ..jail import cgroup, mounts
-from ..jail.launch import BOOT
-from ..model import Level, Limits, Support
-from . import jail_probe
-from .base import Exit, LaunchSpec
-from .jail_sandbox import JailSandbox
-from .jail_zygote import ISLAND, ZygoteHandle
+from onetrip.environments import Environment
+from onetrip.errors import IsolationUnavailable, PlatformError, SandboxFailed
+from onetrip.jail import cgroup, mounts
+from onetrip.jail.launch import BOOT
+from onetrip.model import Level, Limits, Support
+from onetrip.removal import RunFolder, remove_tree
+from onetrip.tiers import jail_probe
+from onetrip.tiers.base import Exit, LaunchSpec
+from onetrip.tiers.jail_sandbox import JailSandbox
+from onetrip.tiers.jail_zygote import ISLAND, ZygoteHandle
 
 INODES: Final = 16384  # of each of a sandbox's two file systems; a directory entry costs the kernel about 1 KiB
 FIRST_UID: Final = 0x7000_0000  # systemd's UIDS-GIDS document: from here on unused by every known allocator
@@ -66,8 +65,9 @@ class JailTier:
         self._house, self._landlock = house, landlock
         self._lease_s = lease_s
         self._guest_environ = guest_environ
-        self._temporary: tempfile.TemporaryDirectory[str] | None = None
-        self._run_dir = run_dir
+        self._run_folder = RunFolder() if run_dir is None else None
+        self.run_dir = self._run_folder.path if self._run_folder is not None else Path(run_dir or "")
+        self._cgroup_parent = cgroup_parent
         self._hierarchy = cgroup.probe(cgroup_parent)
         self._spare_groups: list[cgroup.Group] = []
         if self._hierarchy.version != "none":
@@ -81,16 +81,8 @@ class JailTier:
         self._next_cpu = 0
         self._ids = (FIRST_UID, UID_COUNT) if os.geteuid() == 0 and _may_map_ids() else None
 
-    @property
-    def run_dir(self) -> Path:
-        """Where the zygotes listen. Made when first wanted: a tier that is only asked what it can do leaves nothing."""
-        if self._run_dir is None:
-            self._temporary = tempfile.TemporaryDirectory(prefix="onetrip-", ignore_cleanup_errors=True)
-            self._run_dir = Path(self._temporary.name)
-        return self._run_dir
-
     def probe(self) -> Support:
-        return jail_probe.probe(self._hierarchy)
+        return jail_probe.probe(self._cgroup_parent)
 
     # ------------------------------------------------------------------ zygotes
 
@@ -212,7 +204,7 @@ class JailTier:
             if group is not None:
                 group.remove()
             if open_room is not None:
-                files.remove_tree(open_room)
+                remove_tree(open_room)
             raise
         if group is not None:
             group.close_procs()
@@ -223,7 +215,7 @@ class JailTier:
                 self._give_back(group)
             live.pop(spec.id, None)
             if open_room is not None:
-                files.remove_tree(open_room)
+                remove_tree(open_room)
             handle.tell({"do": "forget", "id": spec.id})
             if handle in self._retired and not live:
                 self._end_retired(handle)
@@ -256,9 +248,7 @@ class JailTier:
             else:
                 return group
         try:
-            return cgroup.Group.create(
-                self._hierarchy, spec.id, memory_bytes=memory_bytes, processes=processes, cpus=1.0
-            )
+            return cgroup.Group.create(self._hierarchy, spec.id, memory_bytes=memory_bytes, processes=processes, cpus=1.0)
         except OSError as err:
             raise SandboxFailed(f"the jail's step “make the control group” failed: {err}") from err
 
@@ -318,8 +308,8 @@ class JailTier:
             self._spare_groups.pop().remove()
         if self._hierarchy.version != "none":
             cgroup.sweep(self._hierarchy)
-        if self._temporary is not None:
-            self._temporary.cleanup()
+        if self._run_folder is not None:
+            self._run_folder.remove()
 
 
 def _may_map_ids() -> bool:

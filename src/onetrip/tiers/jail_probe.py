@@ -33,7 +33,7 @@ _WHAT: Final[Mapping[str, str]] = {
 }
 
 
-def probe(hierarchy: cgroup.Hierarchy) -> Support:
+def probe(cgroup_parent: str | None = None) -> Support:
     """Try everything; blocking, some 100 ms. Raises PlatformError when even the trial process cannot be started."""
     try:
         tried = subprocess.run(
@@ -44,7 +44,7 @@ def probe(hierarchy: cgroup.Hierarchy) -> Support:
     except (OSError, subprocess.SubprocessError, ValueError) as err:
         raise PlatformError(f"the host could not be probed: {err}") from err
     mechanisms = [_mechanism(name, found[name]) for name in _WHAT if name in found]
-    mechanisms += _limits(hierarchy)
+    mechanisms += _limits(cgroup.probe(cgroup_parent))
     return Support("jail", _level(found), tuple(mechanisms))
 
 

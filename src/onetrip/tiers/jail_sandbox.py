@@ -9,10 +9,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from ..errors import PlatformError
-from ..jail import cgroup, usage
-from ..model import Isolation, Level, Limits
-from .base import Exit, Reading
+from onetrip.errors import PlatformError
+from onetrip.jail import cgroup, usage
+from onetrip.model import Isolation, Level, Limits
+from onetrip.tiers.base import Exit, Reading
 
 CLOSE_S: Final = 10  # killing a process tree takes milliseconds; longer means that the kernel is stuck on it
 _MIB: Final = 1 << 20
@@ -57,6 +57,7 @@ class JailSandbox:
         for end in (self.channel.fileno(), self.stdout, self.stderr):
             os.set_blocking(end, False)
         self._sampler: usage.Sampler | None = None
+        self._scratch = -1  # the file system of /tmp and /dev/shm, where files are to be sampled, too
         if group is None:
             resident, _ = self._statm()
             self._sampler = usage.Sampler(
@@ -101,6 +102,8 @@ class JailSandbox:
             self._group.set_limits(memory_bytes=limits.memory_mb * _MIB, processes=limits.processes + 1)
         elif self._sampler is not None:
             self._sampler.memory_limit_bytes = limits.memory_mb * _MIB
+            if self._init >= 0 and self._scratch < 0:
+                self._scratch = os.open(f"{self._pid}/root/tmp", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._proc)
         self._limits = limits
 
     def interrupt(self) -> None:
@@ -133,9 +136,17 @@ class JailSandbox:
             return Reading(now.memory_bytes, now.peak_memory_bytes, now.cpu_us, now.oom_kills, now.refused_forks)
         if self._sampler is not None:
             sample = self._sampler.sample()
-            self._sampled_peak = max(self._sampled_peak, sample.memory_bytes)
-            return Reading(sample.memory_bytes, self._sampled_peak, sample.cpu_us)
+            memory = sample.memory_bytes + self._file_bytes()
+            self._sampled_peak = max(self._sampled_peak, memory)
+            return Reading(memory, self._sampled_peak, sample.cpu_us)
         return Reading(0, 0, 0)
+
+    def _file_bytes(self) -> int:
+        """What lies in the sandbox's two tmpfs: memory that belongs to no process."""
+        if self._scratch < 0:
+            return 0
+        both = (os.fstatvfs(self.workspace), os.fstatvfs(self._scratch))
+        return sum((fs.f_blocks - fs.f_bfree) * fs.f_frsize for fs in both)
 
     def reset_peak(self) -> None:
         self._sampled_peak = 0
@@ -154,7 +165,7 @@ class JailSandbox:
             raise PlatformError(f"sandbox {self.id} did not end within {CLOSE_S} s after SIGKILL") from err
         finally:
             self.channel.close()
-            for fd in (self.stdout, self.stderr, self._init, self._runner, self.workspace, self._proc):
+            for fd in (self.stdout, self.stderr, self._init, self._runner, self.workspace, self._proc, self._scratch):
                 if fd >= 0:
                     os.close(fd)
             self._on_close(self._group)

@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from ..errors import PlatformError, SandboxFailed
-from ..jail import control, launch
+from onetrip.errors import PlatformError, SandboxFailed
+from onetrip.jail import control, launch
 
 START_S: Final = 30  # building the house and starting Python; some 0.1 s when nothing is wrong
 ISLAND: Final = str(Path(launch.__file__).parent.parent)
