@@ -42,6 +42,9 @@ class Counts:
             values["zygotes' memory, MB"] = sum(map(resident_mb, family))
         return cls(values)
 
+    def judged(self) -> dict[str, float]:
+        return {name: value for name, value in self.values.items() if name not in SHOWN and name not in GROWTH}
+
 
 def differences(before: Counts, after: Counts) -> list[str]:
     """What is not what it was, in words."""
@@ -78,6 +81,15 @@ def descendants(root: int) -> set[int]:
             found.add(child)
             waiting.append(child)
     return found
+
+
+def describe(pid: int) -> str:
+    """A process in words, for who looks for the leak."""
+    with contextlib.suppress(OSError):
+        state = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()[0]
+        command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        return f"{pid} ({state}) {command[:200]}"
+    return f"{pid} (gone)"
 
 
 def namespaces(family: set[int], kind: str) -> set[str]:

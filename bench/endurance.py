@@ -12,6 +12,7 @@ import asyncio
 import collections
 import contextlib
 import ctypes
+import os
 import random
 import sys
 import tempfile
@@ -22,13 +23,13 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from counts import Counts, descendants, describe, differences, table
+from violent_ends import PEACEFUL, ROOM, VIOLENT, End
+
 import onetrip
 from onetrip.embedded import AsyncLocal
 from onetrip.errors import OnetripError, SessionGone
 from onetrip.model import Limits, Result, Stdout
-
-from counts import Counts, differences, table
-from violent_ends import PEACEFUL, ROOM, VIOLENT, End
 
 PR_SET_CHILD_SUBREAPER = 36  # prctl(2)
 SETTLE_S = 90.0
@@ -140,7 +141,9 @@ async def last_cell(live: Any, end: End, record: Record) -> bool | None:
 Work = Callable[[AsyncLocal, End, Record], Awaitable[None]]
 
 
-async def run_all(engine: AsyncLocal, work: Work, ends: list[End], in_flight: int, record: Record, progress: Callable[[], None]) -> None:
+async def run_all(
+    engine: AsyncLocal, work: Work, ends: list[End], in_flight: int, record: Record, progress: Callable[[], None]
+) -> None:
     waiting = collections.deque(ends)
 
     async def take() -> None:
@@ -165,18 +168,41 @@ def mixture(count: int, peaceful_share: float, dice: random.Random) -> list[End]
     return ends
 
 
-async def settled(engine: AsyncLocal | None, before: Counts, take: Callable[[], Counts]) -> Counts:
-    """The counts once they are what they were, or after `SETTLE_S` what they are.
+async def at_rest(engine: AsyncLocal | None, take: Callable[[], Counts], before: Counts | None = None) -> Counts:
+    """The counts once nothing moves any more and, if given, they are what they were; after `SETTLE_S` what they are.
 
     An idle pool keeps what the last rush made it keep, until it is asked for less; so it is asked, slowly.
     """
     give_up = time.monotonic() + SETTLE_S
-    while differences(before, now := take()) and time.monotonic() < give_up:
+    while True:
         if engine is not None:
-            for end in PEACEFUL[:2]:
-                await engine.run(end.code)
+            for _ in range(20):
+                for end in PEACEFUL[:2]:
+                    await engine.run(end.code)
+                async with engine.session() as live:
+                    await live.run(PEACEFUL[0].code)
+                await asyncio.sleep(0.1)
+        else:
+            reap_orphans()
+        now = await unmoving(take, give_up)
+        if before is None or not differences(before, now) or time.monotonic() > give_up:
+            return now
+
+
+async def unmoving(take: Callable[[], Counts], give_up: float) -> Counts:
+    last, same = take(), 0
+    while same < 5 and time.monotonic() < give_up:
         await asyncio.sleep(0.1)
-    return now
+        now = take()
+        same, last = (same + 1, last) if now.judged() == last.judged() else (0, now)
+    return last
+
+
+def reap_orphans() -> None:
+    """Collect what ended after it had come to us: anywhere else the system's first process does that."""
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
 
 
 async def main(one_shots: int, sessions: int, in_flight: int) -> int:
@@ -198,36 +224,33 @@ async def main(one_shots: int, sessions: int, in_flight: int) -> int:
         started = time.monotonic()
         async with onetrip.alocal() as engine:
             await engine.start()
-            for work, share in ((one_shot, 0.03), (session, 0.1)):  # every zygote, thread and cache that a rush brings exists after this
+            for work, share in (
+                (one_shot, 0.03),
+                (session, 0.1),
+            ):  # every zygote, thread and cache that a rush brings exists after this
                 wanted = max(len(VIOLENT) + len(PEACEFUL), round((one_shots if work is one_shot else sessions) * share))
                 await run_all(engine, work, mixture(min(wanted, 120), 0.3, dice), in_flight, Record(), lambda: None)
-            idle = await quiet(engine, lambda: Counts.take(folder))
+            idle = await at_rest(engine, lambda: Counts.take(folder))
             await run_all(engine, one_shot, mixture(one_shots, 0.7, dice), in_flight, record, progress)
             await run_all(engine, session, mixture(sessions, 0.2, dice), in_flight, record, progress)
-            idle_after = await settled(engine, idle, lambda: Counts.take(folder))
-        closed = await settled(None, nothing, lambda: Counts.take(folder, exactly=True))
+            idle_after = await at_rest(engine, lambda: Counts.take(folder), idle)
+        closed = await at_rest(None, lambda: Counts.take(folder, exactly=True), nothing)
+        leftovers = [describe(pid) for pid in descendants(os.getpid())]
     print(table(("before the engine", "idle", "idle afterwards", "engine closed"), (nothing, idle, idle_after, closed)))
     print()
     for name, statuses in sorted(record.statuses.items()):
         print(f"{name:32} {', '.join(f'{status} {count}' for status, count in statuses.most_common())}")
-    left = [f"idle: {line}" for line in differences(idle, idle_after)] + [f"closed: {line}" for line in differences(nothing, closed)]
+    left = [f"idle: {line}" for line in differences(idle, idle_after)] + [
+        f"closed: {line}" for line in differences(nothing, closed)
+    ]
+    left += [f"closed: process {line}" for line in leftovers]
     for line in left + record.wrong[:40]:
         print(f"WRONG  {line}")
     verdict = "nothing was left" if not left else "SOMETHING WAS LEFT"
-    print(f"\n{one_shots} one-shots and {sessions} sessions in {time.monotonic() - started:.0f} s: {verdict}; {len(record.wrong)} wrong results")
+    print(
+        f"\n{one_shots} one-shots and {sessions} sessions in {time.monotonic() - started:.0f} s: {verdict}; {len(record.wrong)} wrong results"
+    )
     return 1 if left or record.wrong else 0
-
-
-async def quiet(engine: AsyncLocal, take: Callable[[], Counts]) -> Counts:
-    """The counts when they have stayed the same over a few slow runs: the idle state to come back to."""
-    give_up, last, same = time.monotonic() + SETTLE_S, take(), 0
-    while same < 20 and time.monotonic() < give_up:
-        for end in PEACEFUL[:2]:
-            await engine.run(end.code)
-        await asyncio.sleep(0.1)
-        now = take()
-        same, last = (same + 1, last) if not differences(last, now) else (0, now)
-    return last
 
 
 if __name__ == "__main__":

@@ -38,7 +38,11 @@ VIOLENT = (
     _end("abort", "import os\nos.abort()", "failed", default_limits=True),
     _end("SIGSTOP to itself", "import os, signal\nos.kill(os.getpid(), signal.SIGSTOP)", "limit_exceeded"),
     _end("loop without end", "while True:\n    pass", "limit_exceeded"),
-    _end("loop that ignores interrupts", "while True:\n    try:\n        while True: pass\n    except BaseException: pass", "limit_exceeded"),
+    _end(
+        "loop that ignores interrupts",
+        "while True:\n    try:\n        while True: pass\n    except BaseException: pass",
+        "limit_exceeded",
+    ),
     _end("memory hog", "kept = []\nwhile True:\n    kept.append(bytearray(1 << 20))", "limit_exceeded", "failed", wall_s=5),
     _end(
         "memory hog in children",
@@ -65,14 +69,28 @@ VIOLENT = (
         "import os, time\nfor _ in range(4):\n    if os.fork() == 0:\n        os.setsid()\n        if os.fork() == 0:\n            time.sleep(1000)\n"
         "        os._exit(0)\n'left'",
         "completed",
+        wall_s=20,
     ),
     _end(
         "a program left running",
         "import subprocess\nsubprocess.Popen(['sleep', '1000'], start_new_session=True)\n'left'",
         "completed",
+        wall_s=20,
     ),
-    _end("disk full", "with open('big', 'wb') as f:\n    while True: f.write(b'x' * (1 << 20))", "failed", "limit_exceeded", wall_s=5),
-    _end("disk full in scratch", "with open('/tmp/big', 'wb') as f:\n    while True: f.write(b'x' * (1 << 20))", "failed", "limit_exceeded", wall_s=5),
+    _end(
+        "disk full",
+        "with open('big', 'wb') as f:\n    while True: f.write(b'x' * (1 << 20))",
+        "failed",
+        "limit_exceeded",
+        wall_s=5,
+    ),
+    _end(
+        "disk full in scratch",
+        "with open('/tmp/big', 'wb') as f:\n    while True: f.write(b'x' * (1 << 20))",
+        "failed",
+        "limit_exceeded",
+        wall_s=5,
+    ),
     _end("out of inodes", "i = 0\nwhile True:\n    open(f'f{i}', 'w').close()\n    i += 1", "failed", "limit_exceeded", wall_s=5),
     _end("recursion", "def f():\n    return f()\nf()", "failed"),
     _end(
@@ -84,8 +102,21 @@ VIOLENT = (
     ),
     _end("interrupted", "import time\ntime.sleep(30)", "interrupted", caller="interrupts", wall_s=60),
     _end("call cancelled", "import time\ntime.sleep(30)", caller="cancels", wall_s=60),
-    _end("consumer gone", "import time\nwhile True:\n    print('tick', flush=True)\n    time.sleep(0.001)", caller="leaves", wall_s=60),
+    _end(
+        "consumer gone",
+        "import time\nwhile True:\n    print('tick', flush=True)\n    time.sleep(0.001)",
+        caller="leaves",
+        wall_s=60,
+    ),
     _end("consumer gone in a flood", "while True:\n    print('x' * 10_000)", caller="leaves", wall_s=60, output_mb=1000),
-    _end("deleted builtins", "import builtins\nfor name in list(vars(builtins)):\n    delattr(builtins, name)", "failed", "completed", "lost"),
-    _end("exit handler that hangs", "import atexit, time\natexit.register(time.sleep, 60)\n'left'", "limit_exceeded", "completed"),
+    _end(
+        "deleted builtins",
+        "import builtins\nfor name in list(vars(builtins)):\n    delattr(builtins, name)",
+        "failed",
+        "completed",
+        "lost",
+    ),
+    _end(
+        "exit handler that hangs", "import atexit, time\natexit.register(time.sleep, 60)\n'left'", "limit_exceeded", "completed"
+    ),
 )

@@ -9,7 +9,7 @@ import contextlib
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterator, Mapping
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, cast
 
 import msgspec
 
@@ -135,16 +135,17 @@ class AsyncSession:
     def engine(self) -> LocalEngine:
         return self._engine
 
-    async def _open(self) -> Self:
+    async def open(self) -> Self:
+        """Start it, once; the same as awaiting it. Raises what `run` raises."""
         if self._id is None:
             self._id = await self._engine.open(self._spec, self._initial)
         return self
 
     def __await__(self) -> Generator[Any, Any, Self]:
-        return self._open().__await__()
+        return self.open().__await__()
 
     async def __aenter__(self) -> Self:
-        return await self._open()
+        return await self.open()
 
     async def __aexit__(self, *_exc: object) -> None:
         await self.aclose()
@@ -208,10 +209,10 @@ async def _last(events: AsyncGenerator[Event]) -> Result:
 def _contents(files: FileContents | None) -> dict[str, bytes]:
     contents: dict[str, bytes] = {}
     for path, data in (files or {}).items():
-        raw: object = data.encode() if isinstance(data, str) else data
-        if not isinstance(raw, bytes | bytearray | memoryview):
+        raw: object = data.encode() if isinstance(data, str) else cast("object", data)
+        if not isinstance(raw, (bytes, bytearray, memoryview)):
             raise BadRequest(f"files: the content of {path!r} must be bytes or text, not {type(data).__name__}", field="files")
-        contents[path] = bytes(raw)
+        contents[path] = bytes(cast("bytes", raw))
     return contents
 
 
@@ -282,7 +283,7 @@ class Local:
 
     def session(self, **options: Any) -> "Session":
         session = self._async.session(**options)
-        self._call(session._open)  # noqa: SLF001 - the two shells are one module
+        self._call(session.open)
         return Session(session, self._call)
 
     def support(self) -> Support:

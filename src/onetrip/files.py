@@ -11,7 +11,7 @@ import errno
 import os
 import secrets
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -141,7 +141,7 @@ class Workspace:
         return int(fd)
 
     @contextlib.contextmanager
-    def _as_owner(self) -> Iterator[None]:
+    def _as_owner(self) -> Generator[None, None, None]:
         """Act with the guest's ids on this thread (setfsuid(2)): root's own cannot even create a file in a foreign tmpfs."""
         if self._owner is None:
             yield
@@ -231,7 +231,7 @@ def _printable(path: bytes) -> str:
 
 
 @contextlib.contextmanager
-def _errors_for(path: str) -> Iterator[None]:
+def _errors_for(path: str) -> Generator[None, None, None]:
     try:
         yield
     except OSError as err:

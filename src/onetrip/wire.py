@@ -22,7 +22,7 @@ Standard library only: this file also runs inside the sandbox.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from json import dumps, loads  # bound now: inside the sandbox the program may replace them in their module
-from typing import Any, ClassVar, Final, Literal
+from typing import Any, ClassVar, Final, Literal, cast
 
 VERSION: Final = 1
 PACKET_BYTES: Final = 64 * 1024  # below net.core.wmem_default (208 KiB), so that every kernel takes a packet whole
@@ -197,27 +197,30 @@ class _Reassembler:
         return bytes(whole[: self._header_len]), whole[self._header_len :]
 
 
-def _decode(kinds: Mapping[str, type], header: bytes, payload: memoryview) -> Any:
+def _decode(kinds: Mapping[str, Any], header: bytes, payload: memoryview) -> Any:
     try:
-        raw = loads(header)
+        decoded: object = loads(header)
     except (ValueError, RecursionError) as err:
         raise Violation("a header that is not JSON") from err
-    if not isinstance(raw, dict):
+    if not isinstance(decoded, dict):
         raise Violation("a header that is not an object")
-    kind, lengths = raw.pop("kind", None), raw.pop("parts", None)
+    raw = cast("dict[str, Any]", decoded)
+    kind, parts_lengths = raw.pop("kind", None), raw.pop("parts", None)
     cls = kinds.get(kind) if isinstance(kind, str) else None
     if cls is None:
         raise Violation(f"unknown kind {str(kind)[:40]!r}")
-    if not isinstance(lengths, list) or len(lengths) > MAX_PARTS or not all(type(n) is int and n >= 0 for n in lengths):
+    lengths = cast("list[int]", parts_lengths)
+    if not isinstance(parts_lengths, list) or len(lengths) > MAX_PARTS or not all(type(n) is int and n >= 0 for n in lengths):
         raise Violation("part lengths that are not small whole numbers")
     if sum(lengths) != len(payload):
         raise Violation("part lengths that do not add up")
-    names = [name for name in cls.__slots__ if name != "parts"]
+    names: list[str] = [name for name in cls.__slots__ if name != "parts"]
     if set(raw) != set(names):
         raise Violation(f"{kind}: wrong fields")
     for name in names:
         raw[name] = _checked(cls.KIND, name, raw[name])
-    parts, at = [], 0
+    parts: list[bytes] = []
+    at = 0
     for n in lengths:
         parts.append(bytes(payload[at : at + n]))
         at += n
@@ -242,12 +245,14 @@ _MAX_TEXT: Final = 4096  # characters of any text field in a header; long texts 
 
 def _checked(kind: str, name: str, value: Any) -> Any:
     if name in _NAME_LISTS:
-        if not isinstance(value, list) or len(value) > MAX_PARTS or not all(isinstance(v, str) and len(v) <= 200 for v in value):
+        listed = cast("list[str]", value)
+        if not isinstance(value, list) or len(listed) > MAX_PARTS or not all(type(v) is str and len(v) <= 200 for v in listed):
             raise Violation(f"{kind}.{name}: not a list of names")
-        return tuple(value)
+        return tuple(listed)
+    checked: Any = value
     if type(value) is not _FIELD_TYPES[name] or (isinstance(value, str) and len(value) > _MAX_TEXT):
         raise Violation(f"{kind}.{name}: wrong type or size")
-    return value
+    return checked
 
 
 # ---------------------------------------------------------------------------------------------------- the two ends

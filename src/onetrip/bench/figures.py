@@ -86,7 +86,7 @@ def target_of(key: str) -> Target | None:
 
 
 def verdict(figure: Figure) -> str:
-    """"" without a target, "met", or by how much it was missed."""
+    """ "" without a target, "met", or by how much it was missed."""
     target = target_of(figure.key)
     if target is None:
         return ""

@@ -52,7 +52,7 @@ class _Taken:
 
     samples: defaultdict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     cpu_ms: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
-    broken: dict[str, str] = field(default_factory=dict)  # alternative → why it stopped working on the way
+    broken: dict[str, str] = field(default_factory=dict[str, str])  # alternative → why it stopped working on the way
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,8 +208,15 @@ def _figures(taken: _Taken) -> tuple[Figure, ...]:
         return Figure(key, title, "ms", taken.cpu_ms[of_what] / count, count, None, note) if count else None
 
     fork_cpu = cpu("fork_cpu", "fork", "CPU of one bare fork", "parent and child")
-    oneshot_cpu = cpu("oneshot_cpu", "oneshot_async", "CPU of one one-shot", "host, zygote tree and sandbox, dead or alive, by /proc; no kernel threads")
-    fork_rate = of_samples("fork_rate", "bare forks, sustained", "1/s", taken.samples["fork_rate"], "as many forking processes as CPUs")
+    oneshot_cpu = cpu(
+        "oneshot_cpu",
+        "oneshot_async",
+        "CPU of one one-shot",
+        "host, zygote tree and sandbox, dead or alive, by /proc; no kernel threads",
+    )
+    fork_rate = of_samples(
+        "fork_rate", "bare forks, sustained", "1/s", taken.samples["fork_rate"], "as many forking processes as CPUs"
+    )
     oneshot_rate = of_samples("oneshot_rate", "one-shots, sustained", "1/s", taken.samples["oneshot_rate"], "4 callers per CPU")
     tables = statistics.median(taken.samples["page_tables"]) if taken.samples["page_tables"] else 0.0
     wanted = [
@@ -230,10 +237,24 @@ def _figures(taken: _Taken) -> tuple[Figure, ...]:
         of("echo_async", "echo over a packet socket, asyncio", "the same with an event loop on our side"),
         of("warm_async", f"warm cell `{CELL}`, async"),
         of("warm_sync", f"warm cell `{CELL}`, sync"),
-        of_samples("memory", "private memory of an idle session, pandas imported", "MB", taken.samples["memory"], f"page tables besides: {tables:.2f} MB"),
-        of_samples("pipe_once", "plain Python prints 10 MB at once", "MB/s", taken.samples["pipe_once"], "into a pipe: the limit"),
+        of_samples(
+            "memory",
+            "private memory of an idle session, pandas imported",
+            "MB",
+            taken.samples["memory"],
+            f"page tables besides: {tables:.2f} MB",
+        ),
+        of_samples(
+            "pipe_once", "plain Python prints 10 MB at once", "MB/s", taken.samples["pipe_once"], "into a pipe: the limit"
+        ),
         of_samples("print_once", "a cell prints 10 MB at once", "MB/s", taken.samples["print_once"]),
-        of_samples("pipe_lines", "plain Python prints 10 MB in lines", "MB/s", taken.samples["pipe_lines"], "100 bytes each, block-buffered: the limit"),
+        of_samples(
+            "pipe_lines",
+            "plain Python prints 10 MB in lines",
+            "MB/s",
+            taken.samples["pipe_lines"],
+            "100 bytes each, block-buffered: the limit",
+        ),
         of_samples("print_lines", "a cell prints 10 MB in lines", "MB/s", taken.samples["print_lines"], "streamed as they come"),
     ]
     return tuple(figure for figure in wanted if figure is not None)

@@ -18,6 +18,7 @@ from typing import Any, Final
 from onetrip import environments
 from onetrip.environments import Environment
 from onetrip.errors import OnetripError
+
 from . import ours
 from .peers import THREADS, end
 
@@ -90,7 +91,9 @@ def _timed(argv: Sequence[str], env: Mapping[str, str]) -> Callable[[], list[flo
 def _tried(argv: Sequence[str], env: Mapping[str, str], seconds: float = RUN_S) -> str:
     """Its output. Raises _Missing with what it said."""
     try:
-        done = subprocess.run(argv, env=dict(env), stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=seconds, check=False)
+        done = subprocess.run(
+            argv, env=dict(env), stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=seconds, check=False
+        )
     except (OSError, subprocess.TimeoutExpired) as err:
         raise _Missing(str(err)) from err
     if done.returncode != 0:
@@ -116,7 +119,20 @@ def _bwrap(environment: Environment, _stack: contextlib.ExitStack) -> list[Alter
     bwrap = shutil.which("bwrap")
     if bwrap is None:
         raise _Missing("`bwrap` is not installed (Debian, Ubuntu: apt install bubblewrap)")
-    box = [bwrap, "--unshare-all", "--die-with-parent", "--new-session", "--clearenv", "--ro-bind", "/", "/", "--dev", "/dev", "--proc", "/proc"]
+    box = [
+        bwrap,
+        "--unshare-all",
+        "--die-with-parent",
+        "--new-session",
+        "--clearenv",
+        "--ro-bind",
+        "/",
+        "/",
+        "--dev",
+        "/dev",
+        "--proc",
+        "/proc",
+    ]
     for name, value in _python_env(environment).items():
         box += ["--setenv", name, value]
     python = environment.python.executable
@@ -154,7 +170,9 @@ def _docker(_environment: Environment, stack: contextlib.ExitStack) -> list[Alte
 
 def _python_image(docker: str, env: Mapping[str, str]) -> str:
     """An image that is here and has Python, one with pandas first."""
-    images = [line for line in _tried([docker, "images", "--format", "{{.Repository}}:{{.Tag}}"], env).split() if "<none>" not in line]
+    images = [
+        line for line in _tried([docker, "images", "--format", "{{.Repository}}:{{.Tag}}"], env).split() if "<none>" not in line
+    ]
     for code in (ours.PANDAS, ours.BARE):
         for image in images:
             with contextlib.suppress(_Missing):
@@ -177,7 +195,12 @@ def _jupyter(_environment: Environment, stack: contextlib.ExitStack) -> list[Alt
     env = {**_python_env(environment), "HOME": home, "PATH": os.defpath}
     try:
         driver = subprocess.Popen(
-            [environment.python.executable, str(DRIVER)], env=env, cwd=home, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+            [environment.python.executable, str(DRIVER)],
+            env=env,
+            cwd=home,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
         )
     except OSError as err:
         raise _Missing(str(err)) from err

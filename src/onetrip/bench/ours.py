@@ -4,11 +4,12 @@ import asyncio
 import os
 import time
 from collections.abc import Collection
-from typing import Final
+from typing import Final, Self
 
 from onetrip import embedded
 from onetrip.errors import PlatformError
 from onetrip.model import Limits, Result
+
 from . import proctree
 
 BARE: Final = "1 + 1"
@@ -33,7 +34,7 @@ class Ours:
         self.empty = embedded.alocal(warm=0)
         self.synchronous = embedded.local()
 
-    async def __aenter__(self) -> "Ours":
+    async def __aenter__(self) -> Self:
         try:
             for engine in (self.asynchronous, self.empty):
                 await engine.start(self._environment)

@@ -53,7 +53,10 @@ _OURS: Final = {
 def rows(samples: Mapping[str, Sequence[float]], alternatives: Sequence[Alternative]) -> list[Row]:
     """Onetrip first, then what a user would pick instead."""
     found = [Row("Onetrip", "fully jailed; from the warm pool", _cells({task: samples[key] for task, key in _OURS.items()}))]
-    found += [Row(other.name, other.note, _cells({task: samples[f"{other.name}/{task}"] for task in other.measures})) for other in alternatives]
+    found += [
+        Row(other.name, other.note, _cells({task: samples[f"{other.name}/{task}"] for task in other.measures}))
+        for other in alternatives
+    ]
     return found
 
 
@@ -64,7 +67,9 @@ def _cells(samples: Mapping[str, Sequence[float]]) -> dict[str, Cell]:
 # ---------------------------------------------------------------------------------------------------- terminal
 
 
-def print_tables(figures: Sequence[Figure], contenders: Sequence[Row], skipped: Sequence[Skipped], conditions: Conditions) -> None:
+def print_tables(
+    figures: Sequence[Figure], contenders: Sequence[Row], skipped: Sequence[Skipped], conditions: Conditions
+) -> None:
     console = Console(width=max(WIDTH, shutil.get_terminal_size().columns), highlight=False)
     table = Table(box=box.SIMPLE_HEAD, title="Onetrip beside the physical limit", title_justify="left")
     for heading in _HEADINGS:
@@ -75,7 +80,11 @@ def print_tables(figures: Sequence[Figure], contenders: Sequence[Row], skipped: 
         table.add_row(*line, style=style)
     console.print(table)
     if len(contenders) > 1:
-        table = Table(box=box.SIMPLE_HEAD, title="Beside what one would pick instead: p50 (p99, n) in ms, memory in MB", title_justify="left")
+        table = Table(
+            box=box.SIMPLE_HEAD,
+            title="Beside what one would pick instead: p50 (p99, n) in ms, memory in MB",
+            title_justify="left",
+        )
         for heading in ("", *TASKS.values(), ""):
             table.add_column(heading)
         for row in contenders:
@@ -114,8 +123,8 @@ def _skipped_lines(skipped: Sequence[Skipped]) -> list[str]:
 def _condition_lines(conditions: Conditions) -> list[str]:
     c = conditions
     return [
-        f"Onetrip {c.onetrip}, {c.when} UTC, as {c.user}; {c.kernel}; {c.cpus} CPUs ({c.machine}), {c.memory_mb / 1000:.0f} GB; "
-        f"Python {c.python}, {c.packages}.",
+        f"Onetrip {c.onetrip}, {c.when} UTC, as {c.user}.",
+        f"{c.kernel}; {c.cpus} CPUs ({c.machine}), {c.memory_mb / 1000:.0f} GB; Python {c.python}, {c.packages}.",
         f"Load {c.load_before:.2f} before, {c.load_after:.2f} after. Isolation: {c.isolation}.",
         "p99 of a rate is its slowest percent. One-shots are asked for one at a time, 30 ms apart, unless “sustained”.",
     ]
@@ -150,7 +159,10 @@ def as_json(figures: Sequence[Figure], contenders: Sequence[Row], skipped: Seque
         {
             "conditions": dataclasses.asdict(conditions),
             "measures": [measure(figure) for figure in figures],
-            "beside": [{"name": row.name, "note": row.note, "tasks": {k: dataclasses.asdict(v) for k, v in row.tasks.items()}} for row in contenders],
+            "beside": [
+                {"name": row.name, "note": row.note, "tasks": {k: dataclasses.asdict(v) for k, v in row.tasks.items()}}
+                for row in contenders
+            ],
             "skipped": [dataclasses.asdict(one) for one in skipped],
         },
         indent=2,

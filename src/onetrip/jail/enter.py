@@ -15,16 +15,19 @@ At level `reduced` there are no namespaces: `house` only opens, `room` does not 
 stricter filter (no child processes, no sockets but AF_UNIX), and on rlimits.
 """
 
-import _signal  # the C functions: the wrappers in `signal` touch memory that this process shares until then
 import contextlib
+import importlib
 import os
 import resource
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, NoReturn
 
 from . import landlock, mounts, seccomp, syscalls
+
+# The C functions: the wrappers in `signal` touch memory that a freshly forked process shares until then.
+_c_signal: Any = importlib.import_module("_signal")
 
 Level = Literal["strict", "reduced"]
 GUEST_UID: Final = 1000  # what the program sees; which uid it is outside depends on who started the zygote
@@ -114,11 +117,12 @@ def house(spec: HouseSpec) -> int:
     with step("build the root"):
         mounts.build(spec.tree, sources)
     with step("start the zygote"):
-        os.execve(spec.argv[0], list(spec.argv), dict(spec.environ))
+        os.execve(spec.argv[0], list(spec.argv), dict(spec.environ))  # noqa: S606 - no shell is wanted
+    raise AssertionError  # exec does not return
 
 
 @contextlib.contextmanager
-def _id_mapper(ids: tuple[int, int] | None) -> Iterator[Any]:
+def _id_mapper(ids: tuple[int, int] | None) -> Generator[Any, None, None]:
     """A function that maps this process's new user namespace: itself to root, or a whole range by a helper that stays outside.
 
     Writing more than one's own id needs a capability in the parent namespace (user_namespaces(7)), hence the helper, which is
@@ -206,10 +210,10 @@ def room(spec: RoomSpec) -> RoomKeys:
         proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     ruleset, held = -1, ()
     if spec.landlock:
-        with step("write the Landlock rules"):
-            # Here, where nobody waits: the runner only has to put itself under them.
-            with landlock.ruleset(readonly=["/"], writable=WRITABLE, nodes=DEVICES) as (fd, held):
-                ruleset = os.dup(fd)
+        rules = landlock.ruleset(readonly=["/"], writable=WRITABLE, nodes=DEVICES)
+        # Here, where nobody waits: the runner only has to put itself under them.
+        with step("write the Landlock rules"), rules as (fd, held):
+            ruleset = os.dup(fd)
     with step("give up the zygote's identity"):
         if spec.uid:
             os.setresgid(spec.uid, spec.uid, spec.uid)
@@ -225,7 +229,7 @@ def room(spec: RoomSpec) -> RoomKeys:
         syscalls.set_dumpable(False)
     # Orphans are reaped by the kernel (wait(2), SIGCHLD ignored), and no signal from inside the namespace reaches a first process
     # without handlers (pid_namespaces(7)).
-    _signal.signal(_signal.SIGCHLD, _signal.SIG_IGN)
+    _c_signal.signal(signal.SIGCHLD.value, signal.SIG_IGN.value)
     return RoomKeys(workspace, proc, ruleset, held)
 
 
@@ -328,9 +332,8 @@ def bound_node() -> None:
         for name, (soft, hard) in _BASE_RLIMITS.items():
             known = getattr(resource, f"RLIMIT_{name}")
             current = resource.getrlimit(known)[1]
-            if current != resource.RLIM_INFINITY:
-                hard = min(hard, current)
-            resource.setrlimit(known, (min(soft, hard), hard))
+            least = hard if current == resource.RLIM_INFINITY else min(hard, current)
+            resource.setrlimit(known, (min(soft, least), least))
 
 
 _BASE_RLIMITS: Final[Mapping[str, tuple[int, int]]] = {

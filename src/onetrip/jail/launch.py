@@ -32,7 +32,7 @@ def main(spec_fd: str, status_fd: str, *donated: str) -> None:
             child = os.fork()
             if child == 0:
                 os.setsid()
-                os.execve(spec.argv[0], list(spec.argv), dict(spec.environ))
+                os.execve(spec.argv[0], list(spec.argv), dict(spec.environ))  # noqa: S606 - no shell is wanted
     except enter.StepFailed as err:
         _report(status, err.step, err.errno, err.detail)
         os._exit(1)

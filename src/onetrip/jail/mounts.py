@@ -22,11 +22,56 @@ NEW_ROOT: Final = "/tmp"  # where the tree is put together: exists everywhere, a
 # Programs that `subprocess` and `os.system` of ordinary code use. Copied, so no file of the host is shared between sandboxes
 # (locks on a shared inode would let two sandboxes signal each other), and set-user-ID bits are lost on the way.
 _TOOLS: Final = (
-    "sh cat ls echo cp mv rm mkdir rmdir touch head tail wc sort uniq cut tr grep sed awk find xargs env true false sleep date "
-    "pwd id uname seq tee basename dirname test printf chmod ln du md5sum sha256sum gzip gunzip tar which expr diff"
-).split()
+    "sh",
+    "cat",
+    "ls",
+    "echo",
+    "cp",
+    "mv",
+    "rm",
+    "mkdir",
+    "rmdir",
+    "touch",
+    "head",
+    "tail",
+    "wc",
+    "sort",
+    "uniq",
+    "cut",
+    "tr",
+    "grep",
+    "sed",
+    "awk",
+    "find",
+    "xargs",
+    "env",
+    "true",
+    "false",
+    "sleep",
+    "date",
+    "pwd",
+    "id",
+    "uname",
+    "seq",
+    "tee",
+    "basename",
+    "dirname",
+    "test",
+    "printf",
+    "chmod",
+    "ln",
+    "du",
+    "md5sum",
+    "sha256sum",
+    "gzip",
+    "gunzip",
+    "tar",
+    "which",
+    "expr",
+    "diff",
+)
 _DEVICES: Final = ("null", "zero", "full", "random", "urandom")
-_PASSWD: Final = "root:x:0:0:root:/nonexistent:/bin/false\nuser:x:1000:1000:user:/home/user:/bin/sh\n"
+_USERS: Final = "root:x:0:0:root:/nonexistent:/bin/false\nuser:x:1000:1000:user:/home/user:/bin/sh\n"
 _GROUP: Final = "root:x:0:\nuser:x:1000:\n"
 
 
@@ -51,15 +96,12 @@ def plan(*, island: str, prefix: str, stdlib: str, executable: str, purelib: str
     `purelib` is where the interpreter looks for packages; `site_packages` is the host directory that will stand there.
     Returns the tree, the interpreter's path inside, and `purelib` inside.
     """
-    binds: dict[str, str] = {}
+    binds = {top: top for top in ("/lib", "/lib32", "/lib64") if os.path.isdir(top) and not os.path.islink(top)}
     links: dict[str, str] = {"/bin": "usr/bin", "/sbin": "usr/bin", "/var/tmp": "/tmp", "/mnt/data": WORKSPACE}
     for top in ("/lib", "/lib32", "/lib64"):
         if os.path.islink(top):
             links[top] = os.readlink(top).lstrip("/")
-        elif os.path.isdir(top):
-            binds[top] = top
-    for libraries in _library_folders():
-        binds[libraries] = libraries
+    binds |= {libraries: libraries for libraries in _library_folders()}
     if prefix in ("/usr", "/"):
         # The system's own interpreter stays where it is: its path is no secret, and its packages are replaced.
         inside_exe, inside_purelib = executable, purelib
@@ -76,7 +118,7 @@ def plan(*, island: str, prefix: str, stdlib: str, executable: str, purelib: str
             links[f"/usr/bin/{name}"] = inside_exe
     copies |= _island_files(island)
     texts = {
-        "/etc/passwd": _PASSWD,
+        "/etc/passwd": _USERS,
         "/etc/group": _GROUP,
         "/etc/hosts": "127.0.0.1 localhost sandbox\n::1 localhost\n",
         "/etc/nsswitch.conf": "passwd: files\ngroup: files\nhosts: files\n",

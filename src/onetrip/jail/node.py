@@ -145,15 +145,21 @@ class _Node:
             control.close_all(fds)
 
     def _fork(self, request: Mapping[str, Any], fds: Sequence[int]) -> None:
-        at = 3 + request["cgroups"]
-        init_pidfd = fds[at] if request["room"] else -1
-        ruleset = fds[at + 1] if len(fds) > at + 1 else -1
+        at: int = 3 + request["cgroups"]
+        init_pidfd: int = fds[at] if request["room"] else -1
+        ruleset: int = fds[at + 1] if len(fds) > at + 1 else -1
         try:
             if init_pidfd >= 0:
                 syscalls.setns(init_pidfd, syscalls.CLONE_NEWPID)  # concerns only the children forked from here on
             pid = syscalls.fork_quickly()
         except OSError as err:
-            refusal = {"event": "refused", "id": request["id"], "step": "fork the runner", "errno": err.errno or 0, "detail": str(err)}
+            refusal = {
+                "event": "refused",
+                "id": request["id"],
+                "step": "fork the runner",
+                "errno": err.errno or 0,
+                "detail": str(err),
+            }
             control.send(self._zygote, refusal)
             return
         if pid == 0:

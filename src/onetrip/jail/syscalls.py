@@ -54,7 +54,9 @@ _SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 0x1
 # linux/seccomp.h
 _SECCOMP_SET_MODE_FILTER: Final = 1
 # Numbers of calls that libc has no function for: asm/unistd.h; from 424 on they are the same on every architecture.
-_NR_PIVOT_ROOT, _NR_SECCOMP, _NR_CLONE = {"x86_64": (155, 317, 56), "aarch64": (41, 277, 220)}.get(platform.machine(), (-1, -1, -1))
+_NR_PIVOT_ROOT, _NR_SECCOMP, _NR_CLONE = {"x86_64": (155, 317, 56), "aarch64": (41, 277, 220)}.get(
+    platform.machine(), (-1, -1, -1)
+)
 _SIGCHLD: Final = 17
 _MACHINE: Final = platform.machine()
 _CLONE_CHILD_CLEARTID, _CLONE_CHILD_SETTID = 0x00200000, 0x01000000

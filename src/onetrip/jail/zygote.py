@@ -224,11 +224,12 @@ class Zygote:
     def _room_ready(self, fd: int) -> None:
         room, ours = self._making.pop(fd)
         self._poll.unregister(fd)
+        message: dict[str, Any]
         with ours:
             try:
                 message, fds = control.receive(ours)
             except control.Closed:
-                message, fds = {"step": "make the room", "errno": 0, "detail": "init died before its room was ready"}, []
+                message, fds = {"step": "make the room", "errno": 0, "detail": "init died before its room was ready"}, list[int]()
         if "step" in message:
             room.close()
             self._room_failed(room.wanted_by, message["step"], message["errno"], message["detail"])

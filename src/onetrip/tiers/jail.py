@@ -127,26 +127,12 @@ class JailTier:
             "argv": [executable if house else python.executable, "-I", "-B", "-c", BOOT, island, "zygote"],
             "environ": environ,
         }
-        readonly: list[str] = []
-        if not house:
-            wanted = [
-                "/usr/lib",
-                "/usr/lib64",
-                "/lib",
-                "/lib64",
-                "/etc/ld.so.cache",
-                python.executable,
-                python.stdlib,
-                python.libdir,
-            ]
-            wanted += [python.base_prefix] if python.base_prefix != "/usr" else []
-            readonly = [path for path in (*wanted, environment.site_packages) if os.path.exists(path)]
         config = {
             "level": spec["level"],
             "lease_s": self._lease_s,
             "nodes": [{"name": node.name, "parent": node.parent, "imports": list(node.imports)} for node in environment.nodes],
             "site_packages": purelib if house else environment.site_packages,
-            "readonly": readonly,
+            "readonly": [] if house else _readable(environment),
             "landlock": self._landlock,
             "room": [DEFAULT_LIMITS.disk_mb << 20, INODES],
             "uids": UID_COUNT - 2 if self._ids else 0,
@@ -199,7 +185,7 @@ class JailTier:
         open_room = None if self._house else self._make_open_room(spec.id)
         group = self._make_group(spec)
         try:
-            fds, node = await handle.launch(self._request(spec, group, open_room), group.procs_fds if group else ())
+            fds, node = await handle.launch(self._request(spec, open_room), group.procs_fds if group else ())
         except BaseException:
             if group is not None:
                 group.remove()
@@ -273,7 +259,7 @@ class JailTier:
             self.run_dir.chmod(0o711)
         return room
 
-    def _request(self, spec: LaunchSpec, group: cgroup.Group | None, open_room: Path | None) -> dict[str, Any]:
+    def _request(self, spec: LaunchSpec, open_room: Path | None) -> dict[str, Any]:
         cpu: int | None = None
         if not any(name.endswith(":cpu") for name in self._hierarchy.names):
             cpus = sorted(os.sched_getaffinity(0))
@@ -310,6 +296,15 @@ class JailTier:
             cgroup.sweep(self._hierarchy)
         if self._run_folder is not None:
             self._run_folder.remove()
+
+
+def _readable(environment: Environment) -> list[str]:
+    """What a program without a root of its own may read: the interpreter, its packages, the system's libraries."""
+    python = environment.python
+    wanted = ["/usr/lib", "/usr/lib64", "/lib", "/lib64", "/etc/ld.so.cache", python.executable, python.stdlib, python.libdir]
+    if python.base_prefix != "/usr":
+        wanted.append(python.base_prefix)
+    return [path for path in (*wanted, environment.site_packages) if os.path.exists(path)]
 
 
 def _may_map_ids() -> bool:

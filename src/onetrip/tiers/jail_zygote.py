@@ -59,7 +59,7 @@ class ZygoteHandle:
             log = path.with_suffix(".log")  # what Python itself says when the zygote breaks; nothing of a guest gets here
             with contextlib.ExitStack() as write_end:
                 write_end.callback(os.close, status_write)
-                log_file = write_end.enter_context(open(log, "wb"))
+                log_file = write_end.enter_context(open(log, "wb"))  # noqa: ASYNC230 - a new file on a local disk
                 process = await asyncio.create_subprocess_exec(
                     sys.executable, "-I", "-S", "-c", launch.BOOT, ISLAND, "launch", str(spec_fd), str(status_write), *map(str, donated),
                     env={}, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL, stderr=log_file,
@@ -73,7 +73,7 @@ class ZygoteHandle:
                 raise SandboxFailed(f"the zygote did not start within {START_S} s") from err
             if report:
                 await process.wait()
-                path.unlink(missing_ok=True)
+                path.unlink(missing_ok=True)  # noqa: ASYNC240 - a local file
                 failure = json.loads(report)
                 raise SandboxFailed(f"the jail's step “{failure['step']}” failed: {failure['detail']}")
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
