@@ -16,6 +16,11 @@ REAL = cgroup.probe()
 needs_v1 = pytest.mark.skipif(REAL.version != "v1", reason=f"no usable control groups of version 1: {dict(REAL.reasons)}")
 
 
+def _kill_members(group) -> None:
+    for pid in group._members():
+        os.kill(pid, signal.SIGKILL)
+
+
 @contextlib.contextmanager
 def child_in(group: cgroup.Group, body: Callable[[], None]) -> Iterator[int]:
     """A fork that joins the group by itself and then runs `body`; killed and reaped at the end."""
@@ -97,7 +102,7 @@ def test_fork_beyond_the_limit_is_refused_and_counted(group):
     with child_in(group, bomb):
         assert int.from_bytes(os.read(read_end, 2), "big") == 7  # with itself: 8
         assert group.usage().refused_forks == 1
-        group.kill()
+        _kill_members(group)
     os.close(read_end)
     os.close(write_end)
 
@@ -128,7 +133,7 @@ def test_cpu_share_is_bounded_over_all_processes_and_counted(real):
             while time.monotonic() - started < 0.6:
                 os.sched_yield()
             used = group.usage().cpu_us
-            group.kill()
+            _kill_members(group)
         assert 60_000 < used < 300_000  # 0.2 × 0.6 s, and up to one period of each CPU more
     finally:
         group.remove()
@@ -141,7 +146,7 @@ def test_reset_counts_from_zero(group):
     before = group.usage()
     assert before.peak_memory_bytes > 30 * MIB
     assert before.cpu_us > 0
-    group.reset()
+    assert group.renew()
     after = group.usage()
     assert after.cpu_us == 0
     assert after.peak_memory_bytes < 10 * MIB
@@ -153,7 +158,7 @@ def test_remove_leaves_no_folder_and_no_descriptor(real):
     for _ in range(20):
         group = cgroup.Group.create(real, "leak", memory_bytes=64 * MIB, processes=8, cpus=1.0)
         with child_in(group, signal.pause):
-            group.kill()
+            _kill_members(group)
         group.remove()
         group.remove()
     assert groups_of(real) == []
@@ -215,7 +220,6 @@ class FakeKernel:
             "cgroup.controllers": self.controllers,
             "cgroup.subtree_control": "memory pids",
             "cgroup.procs": "",
-            "cgroup.kill": "",
             "memory.max": "max",
             "memory.swap.max": "max",
             "memory.current": "1000",
@@ -258,21 +262,19 @@ def test_v2_goes_beside_our_own_group_and_switches_controllers_on(v2):
     assert (v2.root / OWN.strip("/") / "cgroup.subtree_control").read_text() == "memory pids"  # our own: untouched
 
 
-def test_v2_limits_usage_kill_and_removal(v2):
+def test_v2_limits_usage_and_removal(v2):
     found = v2.probe("user.slice")
     group = cgroup.Group.create(found, "s1", memory_bytes=64 * MIB, processes=9, cpus=1.5)
     (folder,) = (path for path in (v2.root / "user.slice" / f"onetrip-{os.geteuid()}").iterdir() if path.is_dir())
     read = {name: (folder / name).read_text() for name in ("memory.max", "memory.swap.max", "pids.max", "cpu.max")}
     assert read == {"memory.max": str(64 * MIB), "memory.swap.max": "0", "pids.max": "9", "cpu.max": "150000 100000"}
     assert group.usage() == cgroup.Usage(1000, 3000, 1234, 2, 5)
-    group.reset()
+    assert group.renew()
     (folder / "cpu.stat").write_text("usage_usec 2000\n")
     assert group.usage()[2:] == (766, 0, 0)
     (fd,) = group.procs_fds
     os.write(fd, b"0")
     assert (folder / "cgroup.procs").read_text() == "0"
-    group.kill()
-    assert (folder / "cgroup.kill").read_text() == "1"
     group.remove()
     assert not folder.exists()
     cgroup.sweep(found)

@@ -1,16 +1,28 @@
 """What the program writes and shows: order, promptness, speed, displays."""
 
 import os
+import sys
 import time
 from base64 import b64encode
 
 import pytest
 from guest_process import GuestProcess
 
-SITE = os.environ.get("ONETRIP_TEST_SITE", "")
-needs_libraries = pytest.mark.skipif(
-    not SITE, reason="needs numpy, pandas and matplotlib: ONETRIP_TEST_SITE names no site-packages"
-)
+from onetrip import environments
+from onetrip.errors import OnetripError
+
+
+def _default_packages():
+    """The default environment's packages, when they are for the interpreter that runs this."""
+    try:
+        found = environments.find("default")
+    except OnetripError:
+        return ""
+    return found.site_packages if found.python.version.split(".")[:2] == list(map(str, sys.version_info[:2])) else ""
+
+
+SITE = os.environ.get("ONETRIP_TEST_SITE") or _default_packages()
+needs_libraries = pytest.mark.skipif(not SITE, reason="needs numpy, pandas and matplotlib: no default environment for this interpreter")
 
 
 @pytest.fixture(scope="module")

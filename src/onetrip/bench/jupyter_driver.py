@@ -10,7 +10,6 @@ import sys
 import time
 from typing import Any
 
-
 TIMEOUT_S = 60
 MANAGER: Any = importlib.import_module("jupyter_client.manager")  # of the environment, so no checker of ours can see it
 

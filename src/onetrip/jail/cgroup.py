@@ -13,8 +13,6 @@ In version 1 the file is `tasks`, because a single thread that moves itself skip
 
 import contextlib
 import os
-import select
-import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -307,24 +305,6 @@ class Group:
             self._open_procs()
         return True
 
-    def kill(self) -> None:
-        """Kill every process in the group, forks that race with it included."""
-        if self._hierarchy.version == "v2" and os.path.exists(f"{self._made[0]}/cgroup.kill"):
-            _write(f"{self._made[0]}/cgroup.kill", "1")
-            return
-        # One hierarchy is enough. A number may have been given to another process since it was read: look again while holding it.
-        deadline = time.monotonic() + REMOVE_S
-        while (pids := self._members()) and time.monotonic() < deadline:
-            for pid in pids:
-                with contextlib.suppress(ProcessLookupError):
-                    pidfd = os.pidfd_open(pid)
-                    try:
-                        if pid in self._members():
-                            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-                            select.select([pidfd], [], [], _RETRY_S)
-                    finally:
-                        os.close(pidfd)
-
     def _members(self) -> list[int]:
         return [int(line) for line in _read_text(f"{self._made[0]}/cgroup.procs").split()]
 
@@ -388,11 +368,7 @@ def _start_time(pid: int) -> str | None:
 
 def _field(raw: bytes, name: bytes) -> int:
     """A value from lines of `name value`; 0 where the kernel does not have it."""
-    for line in raw.splitlines():
-        key, _, value = line.partition(b" ")
-        if key == name:
-            return int(value)
-    return 0
+    return next((int(line.split()[1]) for line in raw.splitlines() if line.startswith(name + b" ")), 0)
 
 
 def _read_text(path: str) -> str:
