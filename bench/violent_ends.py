@@ -92,7 +92,7 @@ VIOLENT = (
         wall_s=5,
     ),
     _end("out of inodes", "i = 0\nwhile True:\n    open(f'f{i}', 'w').close()\n    i += 1", "failed", "limit_exceeded", wall_s=5),
-    _end("recursion", "def f():\n    return f()\nf()", "failed"),
+    _end("recursion", "def f():\n    return f()\nf()", "failed", wall_s=20),
     _end(
         "recursion past the stack",
         "import sys\nsys.setrecursionlimit(10**9)\nclass A:\n    def __getattr__(self, name): return getattr(self, name + 'x')\nA().a",

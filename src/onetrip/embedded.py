@@ -243,14 +243,22 @@ class _Portal:
         self._thread.start()
 
     def call(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run it there and wait. KeyboardInterrupt here cancels it there, and waits for its clean-up."""
-        future = asyncio.run_coroutine_threadsafe(work, self.loop)
+        """Run it there and wait. KeyboardInterrupt here cancels it there and waits for its clean-up; a second one does not wait."""
+        tasks: list[asyncio.Task[T]] = []
+        ended = threading.Event()
+
+        def start() -> None:
+            tasks.append(self.loop.create_task(work))
+            tasks[0].add_done_callback(lambda _: ended.set())
+
+        self.loop.call_soon_threadsafe(start)
         try:
-            return future.result()
+            ended.wait()
         except BaseException:
-            if not future.done():
-                future.cancel()
+            self.loop.call_soon_threadsafe(lambda: tasks[0].cancel())  # runs after `start`
+            ended.wait()
             raise
+        return tasks[0].result()
 
     def close(self) -> None:
         self.loop.call_soon_threadsafe(self.loop.stop)

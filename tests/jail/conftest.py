@@ -5,7 +5,7 @@ import os
 import tempfile
 import textwrap
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,11 @@ def wait_until_fixture():
     return wait_until
 
 
+@pytest.fixture(name="descendants", scope="session")
+def descendants_fixture():
+    return descendants
+
+
 def descendants(root: int) -> set[int]:
     """Every living process below `root`, zombies included: they are something left, too."""
     parents: dict[int, int] = {}
@@ -103,7 +108,7 @@ class Census:
             frozenset(descriptors),
             frozenset(Path("/proc/self/mountinfo").read_text().splitlines()),
             groups(),
-            frozenset(name for name in os.listdir(tempfile.gettempdir()) if name.startswith("onetrip-")),
+            frozenset(os.listdir(tempfile.gettempdir())),
         )
 
     def wait_for_it_again(self) -> None:
@@ -121,5 +126,10 @@ class Census:
 
 
 @pytest.fixture
-def census() -> type[Census]:
-    return Census
+def census(monkeypatch) -> Iterator[type[Census]]:
+    """With a temporary folder that nobody else uses, which has to be empty in the end."""
+    with tempfile.TemporaryDirectory(prefix="census-") as folder:  # not `tmp_path`: names of sockets have to be short
+        monkeypatch.setattr(tempfile, "tempdir", folder)
+        yield Census
+        monkeypatch.undo()
+        assert os.listdir(folder) == []

@@ -59,9 +59,7 @@ class GuestDied(Exception):
 class GuestProcess:
     """One guest. `run` gives {"stdout", "stderr", "displays", "done", "events"}; text decoded strictly."""
 
-    def __init__(
-        self, *, python: str = PYTHON, site: str = "", imports: str = "", session: dict[str, Any] | None = None
-    ) -> None:
+    def __init__(self, *, python: str = PYTHON, site: str = "", imports: str = "", session: dict[str, Any] | None = None) -> None:
         self._exit = contextlib.ExitStack()
         scratch = Path(self._exit.enter_context(tempfile.TemporaryDirectory(prefix="guest-")))
         self.work = scratch / "work"

@@ -234,6 +234,7 @@ def test_allow_list_holds_for_the_program_and_its_own_modules_but_not_for_the_li
         assert done(guest, "import sneaky")["error"]["message"] == message
 
 
+@pytest.mark.slow
 def test_memory_error_is_answered_and_the_memory_is_free_again():
     with GuestProcess(session={"rlimits": {"DATA": [400 << 20, 400 << 20]}, "modules": None}) as guest:
         got = done(guest, "def f():\n    held = []\n    while True: held.append(bytearray(1 << 20))\nf()")

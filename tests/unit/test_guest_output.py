@@ -22,7 +22,9 @@ def _default_packages():
 
 
 SITE = os.environ.get("ONETRIP_TEST_SITE") or _default_packages()
-needs_libraries = pytest.mark.skipif(not SITE, reason="needs numpy, pandas and matplotlib: no default environment for this interpreter")
+needs_libraries = pytest.mark.skipif(
+    not SITE, reason="needs numpy, pandas and matplotlib: no default environment for this interpreter"
+)
 
 
 @pytest.fixture(scope="module")
@@ -291,6 +293,7 @@ def test_huge_text_is_cut_in_the_middle(shared):
 
 
 @needs_libraries
+@pytest.mark.slow
 def test_figures_are_shown_at_the_end_in_their_order_and_closed(plotting):
     got = plotting.run("import matplotlib.pyplot as plt\nplt.plot([1, 2])\nplt.figure()\nplt.plot([3])\nprint('x');")
     assert [sorted(d) for d in shown(got)] == [["image/png", "text/plain"]] * 2
@@ -360,6 +363,7 @@ def test_library_values_without_a_json_form(plotting, code):
 
 
 @needs_libraries
+@pytest.mark.slow
 def test_random_numbers_differ_between_forks_of_one_zygote():
     code = "import random, tempfile, uuid, numpy as np\n[random.random(), np.random.random(), uuid.uuid1().node != 0, next(tempfile._get_candidate_names())]"
     seen = []

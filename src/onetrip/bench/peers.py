@@ -26,7 +26,11 @@ class ForkServer:
         self._process = subprocess.Popen(
             [environment.python.executable, "-I", "-S", "-B", *script], env=THREADS, stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
-        self._read()
+        try:
+            self._read()  # its imports are done
+        except BaseException:
+            end(self._process)
+            raise
 
     @property
     def pid(self) -> int:

@@ -1,11 +1,13 @@
 """What the program raised → type, message, traceback and line, for the answer.
 
-A traceback begins at the program's first frame and never shows one of ours.
+A traceback shows the program's own frames: cells and modules of the workspace, with their lines. Ours never appear, and those of
+libraries are only counted: a model mends its own line, and twenty frames of pandas do not help it find it.
 """
 
 import errno
 import linecache
-from traceback import TracebackException
+from os.path import dirname
+from traceback import StackSummary, TracebackException
 from types import TracebackType
 from typing import Any, Final
 
@@ -14,6 +16,8 @@ from .values import unicode_scalars
 
 __builtins__ = OWN  # see own.py
 
+# The standard library, wherever this interpreter has it; packages lie in folders named site-packages or dist-packages.
+_LIBRARIES: Final = (dirname(linecache.__file__) + "/", "<frozen ")
 MAX_MESSAGE_CHARS: Final = 4096
 MAX_TRACEBACK_CHARS: Final = 64 * 1024
 # Read below the class of the program, which may have attributes of these names.
@@ -72,10 +76,41 @@ def _safe_str(value: object) -> str:
 
 def _format(error: BaseException) -> str:
     try:
-        return "".join(TracebackException(type(error), error, error.__traceback__, compact=True).format())
+        whole = TracebackException(type(error), error, error.__traceback__, compact=True)
+        todo: list[Any] = [whole]
+        while todo:
+            part = todo.pop()
+            if part is not None:
+                part.stack = _OwnFrames(part.stack)
+                todo += [part.__cause__, part.__context__, *(getattr(part, "exceptions", None) or ())]
+        return "".join(whole.format())
     # Formatting calls methods of the program's exception, and needs memory; the type and message are still worth having.
     except BaseException:  # noqa: BLE001
         return _format_simply(error)
+
+
+class _OwnFrames(StackSummary):
+    """Shows the program's own frames; of libraries only how many there were, between or below them."""
+
+    def format(self, **_options: Any) -> list[str]:
+        lines: list[str] = []
+        kept = StackSummary()
+        skipped = 0
+        for frame in [*self, None]:
+            if frame is not None and _is_library(frame.filename):
+                skipped += 1
+                continue
+            if skipped:
+                lines += [*kept.format(), f"  … {skipped} frame{'s' if skipped > 1 else ''} of libraries …\n"]
+                kept, skipped = StackSummary(), 0
+            if frame is not None:
+                kept.append(frame)
+        return [*lines, *kept.format()]
+
+
+def _is_library(filename: str) -> bool:
+    # Compiled libraries name their sources as they were at their makers'.
+    return filename.startswith(_LIBRARIES) or "-packages/" in filename or filename.endswith((".pyx", ".pxi"))
 
 
 def _format_simply(error: BaseException) -> str:

@@ -1,0 +1,33 @@
+"""`onetrip bench` measures real sandboxes: a short run gives every figure, and they fit together."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+KEYS = [
+    "fork", "oneshot_async", "oneshot_sync", "oneshot_empty", "fork_bare", "oneshot_bare", "session_start", "fork_cpu", "oneshot_cpu", "cpu_ratio",
+    "fork_rate", "oneshot_rate", "rate_ratio", "echo", "echo_async", "warm_async", "warm_sync", "memory", "pipe_once", "print_once", "pipe_lines",
+    "print_lines",
+]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_quick_bench_gives_every_figure_and_says_under_what_conditions():
+    done = subprocess.run(
+        [sys.executable, "-m", "onetrip", "bench", "--quick", "--json"], capture_output=True, text=True, timeout=240, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    data = json.loads(done.stdout)
+    figures = {measure["key"]: measure for measure in data["measures"]}
+    unreadable = any(one["name"] == "memory of idle sessions" for one in data["skipped"])
+    assert list(figures) == [key for key in KEYS if key != "memory" or not unreadable]
+    assert all(measure["value"] > 0 and measure["n"] > 0 for measure in figures.values())
+    assert figures["cpu_ratio"]["value"] == pytest.approx(figures["oneshot_cpu"]["value"] / figures["fork_cpu"]["value"])
+    assert figures["rate_ratio"]["value"] == pytest.approx(figures["oneshot_rate"]["value"] / figures["fork_rate"]["value"])
+    # No cell can be faster than the bare echo, no one-shot cheaper than the fork that is in it.
+    assert figures["warm_async"]["value"] > figures["echo"]["value"]
+    assert figures["oneshot_cpu"]["value"] > figures["fork_cpu"]["value"]
+    assert data["conditions"]["cpus"] >= 1
+    assert "taking turns" in done.stderr
