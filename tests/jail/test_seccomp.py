@@ -162,6 +162,7 @@ RULES: list[tuple[str, tuple[int | bytes | None, ...], str]] = [
     ("setsockopt", (-1, 0, 64, None, 0), "EPERM"),  # IPT_SO_SET_REPLACE
     ("ioctl", (-1, 0x5401, None), "EBADF"),
     ("ioctl", (-1, 0x541B, None), "EBADF"),
+    ("ioctl", (-1, 0x5411, None), "EBADF"),
     ("ioctl", (-1, 0x5412, None), "EPERM"),  # TIOCSTI
     ("ioctl", (-1, 0x541C, None), "EPERM"),  # TIOCLINUX
     ("ioctl", (-1, 1 << 32 | 0x5412, None), "EPERM"),

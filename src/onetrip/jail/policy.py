@@ -62,9 +62,10 @@ class Replace:
 
 # fcntl.h. Not here: F_SETOWN and F_SETSIG (signals to processes of one's choice), leases, F_NOTIFY.
 FCNTL: Final[Rule] = (OneOf(1, (0, 1, 2, 3, 4, 5, 6, 7, 9, 36, 37, 38, 1030, 1031, 1032, 1033, 1034)),)
-# asm-generic/ioctls.h: TCGETS, TIOCGPGRP, TIOCGWINSZ, FIONREAD, FIONBIO, FIONCLEX, FIOCLEX, TCGETS2. Not TIOCSTI, TIOCLINUX,
+# asm-generic/ioctls.h: TCGETS, TIOCGPGRP, TIOCOUTQ (what a peer has not read yet), TIOCGWINSZ, FIONREAD, FIONBIO, FIONCLEX,
+# FIOCLEX, TCGETS2. Not TIOCSTI, TIOCLINUX,
 # TIOCSCTTY or anything that configures a device, an interface or a file system.
-IOCTL: Final[Rule] = (OneOf(1, (0x5401, 0x540F, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451, 0x802C542A)),)
+IOCTL: Final[Rule] = (OneOf(1, (0x5401, 0x540F, 0x5411, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451, 0x802C542A)),)
 # linux/fadvise.h. DONTNEED (4) would evict pages of libraries that all tenants share: it is advice, so it is taken and ignored.
 FADVISE: Final[Rule] = (OneOf(3, (0, 1, 2, 3, 4, 5)), OneOf(3, (0, 1, 2, 3, 5), otherwise=0))
 # stat.h: the type must be FIFO, regular, or none (regular); no devices, no sockets.
