@@ -185,7 +185,7 @@ async def at_rest(engine: AsyncLocal | None, take: Callable[[], Counts], before:
         else:
             reap_orphans()
         now = await unmoving(take, give_up)
-        if before is None or not differences(before, now) or time.monotonic() > give_up:
+        if before is None or not differences(before, now, idle=engine is not None) or time.monotonic() > give_up:
             return now
 
 
@@ -224,12 +224,9 @@ async def main(one_shots: int, sessions: int, in_flight: int) -> int:
         started = time.monotonic()
         async with onetrip.alocal() as engine:
             await engine.start()
-            for work, share in (
-                (one_shot, 0.03),
-                (session, 0.1),
-            ):  # every zygote, thread and cache that a rush brings exists after this
-                wanted = max(len(VIOLENT) + len(PEACEFUL), round((one_shots if work is one_shot else sessions) * share))
-                await run_all(engine, work, mixture(min(wanted, 120), 0.3, dice), in_flight, Record(), lambda: None)
+            # Every zygote, thread and cache that a rush brings exists after a small one.
+            for work, count in ((one_shot, one_shots), (session, sessions)):
+                await run_all(engine, work, mixture(min(max(count // 20, 40), 120), 0.3, dice), in_flight, Record(), lambda: None)
             idle = await at_rest(engine, lambda: Counts.take(folder))
             await run_all(engine, one_shot, mixture(one_shots, 0.7, dice), in_flight, record, progress)
             await run_all(engine, session, mixture(sessions, 0.2, dice), in_flight, record, progress)
@@ -240,9 +237,8 @@ async def main(one_shots: int, sessions: int, in_flight: int) -> int:
     print()
     for name, statuses in sorted(record.statuses.items()):
         print(f"{name:32} {', '.join(f'{status} {count}' for status, count in statuses.most_common())}")
-    left = [f"idle: {line}" for line in differences(idle, idle_after)] + [
-        f"closed: {line}" for line in differences(nothing, closed)
-    ]
+    left = [f"idle: {line}" for line in differences(idle, idle_after, idle=True)]
+    left += [f"closed: {line}" for line in differences(nothing, closed, idle=False)]
     left += [f"closed: process {line}" for line in leftovers]
     for line in left + record.wrong[:40]:
         print(f"WRONG  {line}")

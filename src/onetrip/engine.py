@@ -117,6 +117,8 @@ class LocalEngine:
         session = self._session(session_id)
         asked = time.monotonic()
         async with session.turn:
+            if session.gone is None and session.worker.ended is not None:  # between two cells
+                await self._lose(session, session.worker.ended)
             if session.gone is not None:
                 raise SessionGone(f"the session ended: {session.gone}")
             queued_ms = (time.monotonic() - asked) * 1e3
@@ -128,8 +130,6 @@ class LocalEngine:
                     if isinstance(event, Done) and not event.result.session.survived:
                         await self._lose(session, event.result.session.note or "its process ended")
                     yield event
-            if session.worker.ended is not None and session.gone is None:
-                await self._lose(session, session.worker.ended)
 
     async def run(self, spec: SessionSpec, cell: Cell, files: Files) -> AsyncGenerator[Event]:
         """A one-shot: a sandbox of its own for this cell, discarded afterwards."""
@@ -156,8 +156,8 @@ class LocalEngine:
     def files(self, session_id: str) -> Workspace:
         """The session's files; methods block briefly. Raises NotFound, SessionGone."""
         session = self._session(session_id)
-        if session.gone is not None:
-            raise SessionGone(f"the session ended: {session.gone}")
+        if gone := session.gone or session.worker.ended:
+            raise SessionGone(f"the session ended: {gone}")
         return session.worker.workspace
 
     def note_files(self, session_id: str) -> None:

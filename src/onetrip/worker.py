@@ -103,18 +103,18 @@ class Worker:
 
     def greet(self, limits: Limits, policy: Policy) -> None:
         """Give the guest its limits and policy, before any user code. Once; raises SandboxFailed when the kernel refuses."""
-        try:
-            self._sandbox.apply(limits)
-        except OSError as err:
-            raise SandboxFailed(f"the limits could not be set: {err}") from err
         modules = {
             "allow": None if policy.modules.allow is None else list(policy.modules.allow),
             "deny": list(policy.modules.deny),
         }
-        rlimits = {name: list(value) for name, value in self._sandbox.rlimits(limits).items()}
-        for packet in wire.packets(wire.Hello({"rlimits": rlimits, "modules": modules})):
-            self._sandbox.channel.send(packet)  # a guest that waits for it, so there is room
-        self._usage = self._sandbox.read_usage()
+        try:
+            self._sandbox.apply(limits)
+            rlimits = {name: list(value) for name, value in self._sandbox.rlimits(limits).items()}
+            for packet in wire.packets(wire.Hello({"rlimits": rlimits, "modules": modules})):
+                self._sandbox.channel.send(packet)  # a guest that waits for it, so there is room
+            self._usage = self._sandbox.read_usage()
+        except OSError as err:  # also when it died while it waited in the pool
+            raise SandboxFailed(f"the limits could not be set: {err}") from err
         self._greeted = True
 
     def note_files(self) -> None:

@@ -8,6 +8,7 @@ serve()       in the child: Ready, Hello, cells; never returns
 
 import builtins
 import importlib
+import linecache
 import os
 import resource
 import sys
@@ -33,6 +34,7 @@ from .streams import Streams, line_buffer_c
 _HOOK: Final = Hook()
 _PYTHON: Final = sys.version.partition(" ")[0]
 _FAILED: Final = b'{"text": null, "value": null, "has_value": false, "error": %s, "interrupted": false, "limit": null}'
+_EMPTY_CELL: Final = b"__import__('sys').version\nNone"
 _UNREPORTED: Final = _FAILED % (
     b'{"type": "ReportError", "message": "the program broke the interpreter so far that its outcome could not be reported", '
     b'"traceback": "", "line": null}'
@@ -68,6 +70,11 @@ class _Guest:
         sys.argv = [""]
         if sys.path[:1] != [""]:
             sys.path.insert(0, "")
+
+    def touch(self) -> None:
+        """Run an empty cell: the memory that every cell writes to is copied now, while nobody waits, and not in the first run."""
+        self.runner.run(0, _EMPTY_CELL, b"{}", final=False)
+        linecache.cache.pop("<cell 0>", None)
 
     def _in_forked_child(self) -> None:
         if self.channel is not None:
@@ -119,6 +126,7 @@ def serve(channel_fd: int, held: tuple[str, ...]) -> NoReturn:
     guest = _made.pop()
     channel = Channel(channel_fd)
     guest.start(channel)
+    guest.touch()
     channel.send(wire.Ready(wire.VERSION, _PYTHON, held))
     while True:
         match channel.receive():

@@ -29,6 +29,7 @@ from . import control, enter, node, syscalls
 
 FIRST_CONNECTION_S: Final = 30  # a host that does not connect after starting us is dead
 SPARE_ROOMS: Final = 3
+SPARE_DELAY_S: Final = 0.004  # of quiet before spare rooms are made
 HOST_FDS: Final = ("channel", "stdout", "stderr", "init", "runner", "workspace", "proc")
 
 
@@ -103,8 +104,8 @@ class Zygote:
         self._by_pid: dict[int, str] = {}
         self._making: dict[int, tuple[Room, socket.socket]] = {}  # fd of an init that is still at work → its room
         self._early: list[str] = []  # sandboxes with a room but no node to fork from yet
-        self._launching: set[str] = set()  # handed to a node that has not answered yet
         self._spare: collections.deque[Room] = collections.deque()
+        self._launching: set[str] = set()  # handed to a node that has not answered yet
         self._waiting: collections.deque[str] = collections.deque()  # sandboxes that want a room of the usual size
         # Nodes are forked now, before there is anything about a sandbox in this memory that a fork would take along, and before
         # there is a signal handler that they would have to take off again.
@@ -123,7 +124,9 @@ class Zygote:
             timeout = None if self._deadline is None else self._deadline - time.monotonic()
             if timeout is not None and timeout <= 0:
                 sys.exit(0)
-            for fd, _ in self._poll.poll(timeout):
+            idle_s = None if not self._rooms_missing() else 0 if self._waiting else SPARE_DELAY_S
+            events = self._poll.poll(timeout if idle_s is None else idle_s)
+            for fd, _ in events:
                 if fd == self._listener.fileno():
                     self._accept()
                 elif fd == self._wake.fileno():
@@ -137,9 +140,9 @@ class Zygote:
                     self._node_changed()
                 elif fd in self._nodes.ready_fds:
                     self._from_node(fd)
-            # After the answers, and while no launch is under way, so that nobody waits for the next one's room.
-            if self._host is not None and self._level == "strict" and (self._waiting or not self._launching):
-                self._make_rooms()
+            # After the answers, one at a time, and while others wait for the CPUs only if it is needed now.
+            if self._rooms_missing() and (self._waiting or not events):
+                self._make_room(self._usual_size, None)
 
     # ------------------------------------------------------------------ the host
 
@@ -196,11 +199,14 @@ class Zygote:
 
     # ------------------------------------------------------------------ rooms
 
-    def _make_rooms(self) -> None:
-        """Have as many usual rooms ready or under way as are asked for, and a few to spare."""
+    def _rooms_missing(self) -> bool:
+        """Whether to make rooms of the usual size, so that those who wait get one and a few are left to spare."""
+        if self._host is None or self._level == "reduced":
+            return False
+        if self._launching and not self._waiting:
+            return False  # two forks at once only get in each other's way
         coming = sum(room.wanted_by is None for room, _ in self._making.values())
-        for _ in range(len(self._waiting) + SPARE_ROOMS - coming - len(self._spare)):
-            self._make_room(self._usual_size, None)
+        return coming + len(self._spare) < len(self._waiting) + SPARE_ROOMS
 
     def _make_room(self, size: tuple[int, int], wanted_by: str | None) -> None:
         uid = 0
