@@ -2,6 +2,7 @@
 #
 #   make demo    the main job, with what each cell cost     make test    every test (as root: also as an ordinary user)
 #   make bench   the numbers, on this machine               make check   format, lint, types, layers, unit tests
+#   make endurance  10,000 one-shots and 500 sessions with every violent end; then nothing may be left
 #   make env     only set up                                make clean   remove what make made
 #   make attacks, make corpus    the suites in ../shared (or where ONETRIP_SHARED says): minutes, and half an hour; the corpus'
 #                packages need Python 3.11.5 or later: make corpus CORPUS_PYTHON=/path/to/python3.11 where .venv's is older
@@ -10,7 +11,7 @@
 
 SHELL := /bin/sh
 .DELETE_ON_ERROR:
-.PHONY: demo test check bench env clean attacks corpus
+.PHONY: demo test check bench endurance env clean attacks corpus
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -40,6 +41,10 @@ check: $(MADE)-check $(MADE)-test
 
 bench: $(MADE)-env
 	@$(BIN)/onetrip bench
+
+# ten thousand one-shots and five hundred sessions with every violent end: some ten minutes
+endurance: $(MADE)-env
+	@$(BIN)/python bench/endurance.py
 
 attacks: $(MADE)-test $(MADE)-env
 	@ONETRIP_ATTACKS=1 ONETRIP_SHARED="$(SHARED)" .ci/test $(BIN)/python tests/security

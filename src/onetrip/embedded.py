@@ -255,7 +255,7 @@ class _Portal:
         try:
             ended.wait()
         except BaseException:
-            self.loop.call_soon_threadsafe(lambda: tasks[0].cancel())  # runs after `start`
+            self.loop.call_soon_threadsafe(lambda: tasks[0].cancel())  # noqa: PLW0108 - `start` may not have run yet
             ended.wait()
             raise
         return tasks[0].result()

@@ -13,6 +13,7 @@ from onetrip.model import DisplayData, LimitHit, LimitName, Limits, ProgramError
 from onetrip.tiers.base import Exit
 
 MAX_ACCOUNT_BYTES: Final = 8 << 20
+DISPLAY_BYTES: Final = 512  # an event, a result's entry and their dictionaries
 _TEXT_MIMES: Final = ("text/", "application/json", "application/javascript", "image/svg+xml")
 _SIGNALS: Final = {int(known): known.name for known in signal.Signals}
 _UNITS: Final[Mapping[LimitName, str]] = {
@@ -63,6 +64,11 @@ def _without_surrogates(value: Any) -> Any:
     if isinstance(value, dict):
         return {_without_surrogates(key): _without_surrogates(item) for key, item in cast("dict[Any, Any]", value).items()}
     return value
+
+
+def display_size(message: wire.Display) -> int:
+    """What a display counts as output: its content, its types, and what it costs us beyond, so that empty ones are bounded, too."""
+    return DISPLAY_BYTES + sum(map(len, message.mimes)) + sum(map(len, message.parts))
 
 
 def read_display(message: wire.Display) -> DisplayData:

@@ -8,6 +8,8 @@ import tempfile
 from pathlib import Path
 from typing import Final
 
+from onetrip.errors import Unavailable
+
 _PREFIX: Final = "onetrip-"
 _LOCK: Final = "owner.lock"
 
@@ -19,10 +21,14 @@ class RunFolder:
     """
 
     def __init__(self) -> None:
-        _sweep(Path(tempfile.gettempdir()))
-        self.path = Path(tempfile.mkdtemp(prefix=_PREFIX))
-        self._lock = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        """Raises Unavailable where no folder can be made."""
+        try:
+            _sweep(Path(tempfile.gettempdir()))
+            self.path = Path(tempfile.mkdtemp(prefix=_PREFIX))
+            self._lock = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            fcntl.flock(self._lock, fcntl.LOCK_EX)
+        except OSError as err:
+            raise Unavailable(f"no temporary folder could be made: {err}", hint="Set TMPDIR to a folder with free space.") from err
 
     def remove(self) -> None:
         remove_tree(self.path)

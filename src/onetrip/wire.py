@@ -243,10 +243,16 @@ _NAME_LISTS: Final = frozenset({"held", "mimes"})
 _MAX_TEXT: Final = 4096  # characters of any text field in a header; long texts travel as parts
 
 
+def is_name(text: str) -> bool:
+    """Whether this may be a name in a message, such as a MIME type."""
+    return len(text) <= 200 and text.isascii() and text.isprintable()
+
+
 def _checked(kind: str, name: str, value: Any) -> Any:
     if name in _NAME_LISTS:
         listed = cast("list[str]", value)
-        if not isinstance(value, list) or len(listed) > MAX_PARTS or not all(type(v) is str and len(v) <= 200 for v in listed):
+        # ASCII in one line: MIME types go into headers and JSON elsewhere
+        if not isinstance(value, list) or len(listed) > MAX_PARTS or not all(type(v) is str and is_name(v) for v in listed):
             raise Violation(f"{kind}.{name}: not a list of names")
         return tuple(listed)
     checked: Any = value

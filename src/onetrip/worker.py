@@ -25,14 +25,14 @@ from onetrip.errors import PlatformError, SandboxFailed
 from onetrip.model import Cell, Event, Limits, Policy, Result
 from onetrip.outcomes import Account, Stopped
 from onetrip.outputs import Name, Outputs
-from onetrip.tiers.base import Exit, Reading, Sandbox
+from onetrip.tiers.base import Exit, Sandbox
+from onetrip.watchdog import Watchdog
 
 READY_S: Final = 30.0  # from the fork to the guest's first word
 EXIT_S: Final = 10.0  # from the end of the channel to the news of the exit status
 GRACE_S: Final = 1.0  # between the interrupt and the kill
-TICK_S: Final = 0.05  # of the watchdog; a short cell never sees one
+PACKETS_AT_ONCE: Final = 16  # at most 1 MiB; decoding them takes about a millisecond
 BUFFER_BYTES: Final = 1 << 20  # output that waits for a slow consumer
-PEAK_SLACK_BYTES: Final = 1 << 20  # a peak this near to what is in use now need not be reset
 _MIB: Final = 1 << 20
 
 
@@ -44,10 +44,8 @@ class _Run:
     limits: Limits
     wall_s: float
     started: float
-    usage_before: Reading
     stopped: Stopped | None = None
     account: Account | None = None
-    peak_bytes: int = 0
     displays: list[model.DisplayData] = field(default_factory=list[model.DisplayData])
 
 
@@ -62,7 +60,7 @@ class Worker:
         self._loop = asyncio.get_running_loop()
         self._protocol = wire.HostProtocol()
         self._workspace = files.Workspace(sandbox.workspace)
-        self._outputs = Outputs(sandbox.stdout, sandbox.stderr, self._printed, lambda: self._stop("output"))
+        self._outputs = Outputs(sandbox.stdout, sandbox.stderr, self._printed, lambda: self._stop("output", False))
         self._events: collections.deque[Event] = collections.deque()
         self._queued_bytes = 0
         self._wakeup: asyncio.Future[None] | None = None
@@ -73,7 +71,7 @@ class Worker:
         self._held: tuple[str, ...] = ()
         self._snapshot: files.Snapshot = {}
         self._top_moment = (0, 0)
-        self._usage: Reading | None = None
+        self._watchdog = Watchdog(sandbox, on_limit=self._stop, on_idle=self._end)
         self._exit: Exit | None = None
         self._violation: str | None = None
         self._closed = False
@@ -112,7 +110,6 @@ class Worker:
             rlimits = {name: list(value) for name, value in self._sandbox.rlimits(limits).items()}
             for packet in wire.packets(wire.Hello({"rlimits": rlimits, "modules": modules})):
                 self._sandbox.channel.send(packet)  # a guest that waits for it, so there is room
-            self._usage = self._sandbox.read_usage()
         except OSError as err:  # also when it died while it waited in the pool
             raise SandboxFailed(f"the limits could not be set: {err}") from err
         self._greeted = True
@@ -130,10 +127,9 @@ class Worker:
         """Run one cell and yield its events; exactly one `Done` comes last.
 
         Never raises for what the program does. After a `Done` with `session.survived` false the sandbox is gone. Closing the
-        generator early interrupts the cell; if it does not end within `GRACE_S`, the sandbox is killed. CPU time that threads of
-        earlier cells used meanwhile counts to this one.
+        generator early interrupts the cell; if it does not end within `GRACE_S`, the sandbox is killed.
         """
-        if self.ended is not None or self._run is not None or self._usage is None:
+        if self.ended is not None or self._run is not None or not self._greeted:
             raise PlatformError(f"the worker cannot run a cell: {self.ended or 'busy or not greeted'}")
         self._cells += 1
         run = self._begin(cell, limits, run_id)
@@ -160,25 +156,24 @@ class Worker:
             for timer in self._timers.values():
                 timer.cancel()
             self._timers.clear()
+            self._watchdog.stop()
+            if self.ended is None and not cell.final:
+                self._watchdog.rest(limits)
             self._run = None
             self._events.clear()
             self._queued_bytes = 0
 
     def _begin(self, cell: Cell, limits: Limits, run_id: str) -> _Run:
-        before = self._usage
-        assert before is not None  # greeted
-        if before.peak_memory_bytes > before.memory_bytes + PEAK_SLACK_BYTES:
-            self._sandbox.reset_peak()
         wall_s = min(limits.wall_s, cell.timeout_s or limits.wall_s)
-        run = self._run = _Run(run_id, limits, wall_s, time.monotonic(), before)
-        self._timers["wall"] = self._loop.call_later(wall_s, self._stop, "wall")
-        self._timers["watch"] = self._loop.call_later(TICK_S, self._watch)
+        run = self._run = _Run(run_id, limits, wall_s, time.monotonic())
+        self._timers["wall"] = self._loop.call_later(wall_s, self._stop, "wall", False)
+        self._watchdog.begin(limits)
         self._outputs.begin(limits.output_mb * _MIB)
         return run
 
     def interrupt(self) -> None:
         """Like Ctrl-C; kill when the cell has not ended after the grace period. Does nothing while no cell runs."""
-        self._stop("interrupt")
+        self._stop("interrupt", False)
 
     async def aclose(self) -> None:
         """End the sandbox and everything in it. Blocks until that is certain."""
@@ -191,7 +186,7 @@ class Worker:
 
     # ------------------------------------------------------------------ limits
 
-    def _stop(self, why: Stopped, *, at_once: bool = False) -> None:
+    def _stop(self, why: Stopped, at_once: bool) -> None:
         """Interrupt the cell because of a limit or the caller; the first reason counts."""
         run = self._run
         if run is None or run.account is not None or run.stopped is not None:
@@ -203,42 +198,25 @@ class Worker:
             self._sandbox.interrupt()
             self._timers["kill"] = self._loop.call_later(GRACE_S, self._sandbox.kill)
 
-    def _watch(self) -> None:
-        """Sample what no timer of the kernel tells us; runs every `TICK_S` while a cell runs."""
-        run = self._run
-        if run is None:
-            return
-        now = self._sandbox.read_usage()
-        run.peak_bytes = max(run.peak_bytes, now.peak_memory_bytes)
-        if now.cpu_us - run.usage_before.cpu_us > run.limits.cpu_s * 1e6:
-            self._stop("cpu")
-        if now.oom_kills > run.usage_before.oom_kills:
-            self._stop("memory")  # the kernel chose one process of many; those that wait for it would wait for ever
-        if not self._sandbox.hard_memory and now.memory_bytes > run.limits.memory_mb * _MIB:
-            self._stop("memory", at_once=True)
-        self._timers["watch"] = self._loop.call_later(TICK_S, self._watch)
-
     # ------------------------------------------------------------------ reading
 
     def _channel_readable(self) -> None:
-        while self.ended is None:
+        for _ in range(PACKETS_AT_ONCE):  # then it is the others' turn: a guest can send faster than we decode
             try:
                 packet = self._sandbox.channel.recv(wire.PACKET_BYTES + 1)
+                if not packet:
+                    self._end("the guest's process ended")
+                elif (message := self._protocol.receive(packet)) is not None:
+                    self._received(message)
             except BlockingIOError:
                 return
             except OSError as err:
                 self._end(f"the channel broke: {err}")
-                return
-            if not packet:
-                self._end("the guest's process ended")
-                return
-            try:
-                message = self._protocol.receive(packet)
-                if message is not None:
-                    self._received(message)
             except wire.Violation as err:
                 self._violation = str(err)
                 self._end(f"the guest broke the protocol: {err}")
+            if self.ended is not None:
+                return
 
     def _received(self, message: wire.GuestMessage) -> None:
         run = self._run
@@ -249,16 +227,17 @@ class Worker:
                 self._end(f"the jail's step “{message.step}” failed: {message.detail}")
             case wire.Goodbye():
                 self._end("the guest left")
-            case wire.Display():
-                size = sum(map(len, message.parts))
-                if run is not None and self._outputs.count(size):
+            case wire.Display() if run is not None:
+                size = outcomes.display_size(message)
+                if self._outputs.count(size):
                     self._outputs.drain()  # what was printed before comes before
                     display = outcomes.read_display(message)
                     run.displays.append(display)
                     self._queue(model.Displayed(display), size)
-            case wire.Done():
-                if run is not None:
-                    run.account = outcomes.read_account(message)
+            case wire.Done() if run is not None:
+                run.account = outcomes.read_account(message)
+            case wire.Display() | wire.Done():
+                pass  # `HostProtocol` lets them through in a run only
         self._wake()
 
     def _printed(self, name: Name, text: str, size: int) -> None:
@@ -315,6 +294,7 @@ class Worker:
         """Nothing more will come. The run that is open, if any, ends with what is known."""
         if self.ended is None:
             self.ended = reason
+            self._watchdog.stop()
             self._loop.remove_reader(self._sandbox.channel.fileno())
             self._loop.remove_writer(self._sandbox.channel.fileno())
             self._sandbox.kill()  # a closed channel does not mean that every process is gone
@@ -337,7 +317,7 @@ class Worker:
 
     async def _settle(self, run: _Run) -> None:
         """The consumer left in the middle of a run: bring the sandbox back to rest, or kill it."""
-        self._stop("interrupt")
+        self._stop("interrupt", False)
         self._outputs.resume()
         try:
             async with asyncio.timeout(2 * GRACE_S):
@@ -352,10 +332,10 @@ class Worker:
     # ------------------------------------------------------------------ the result
 
     def _result(self, run: _Run, session_id: str | None, queue_ms: float, start_ms: float) -> Result:
-        after = self._usage = self._sandbox.read_usage()
+        after, before = self._watchdog.end(), self._watchdog.before
         account = run.account
         survived = account is not None and self.ended is None
-        if run.stopped is None and after.oom_kills > run.usage_before.oom_kills:
+        if run.stopped is None and after.oom_kills > before.oom_kills:
             run.stopped = "memory"
         if self._violation is not None:
             status, error, limit = outcomes.from_violation(self._violation)
@@ -383,8 +363,8 @@ class Worker:
                 queue_ms=round(queue_ms, 3),
                 start_ms=round(start_ms, 3),
                 wall_ms=round((time.monotonic() - run.started) * 1e3, 3),
-                cpu_ms=round(max(0, after.cpu_us - run.usage_before.cpu_us) / 1e3, 3),
-                peak_memory_bytes=max(after.peak_memory_bytes, run.peak_bytes),
+                cpu_ms=round(max(0, after.cpu_us - before.cpu_us) / 1e3, 3),
+                peak_memory_bytes=self._watchdog.peak_bytes,
                 output_bytes=self._outputs.bytes,
             ),
             isolation=self._sandbox.isolation(self._held),

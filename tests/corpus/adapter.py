@@ -53,7 +53,9 @@ def _told(result: onetrip.Result) -> dict[str, Any]:
         error = {"type": result.status, "message": str(result.limit)}
     return {
         "stdout": result.stdout,
-        "stderr": result.stderr + (result.error.traceback if result.error else "") + (f"\n{result.limit}" if result.limit else ""),
+        "stderr": result.stderr
+        + (result.error.traceback if result.error else "")
+        + (f"\n{result.limit}" if result.limit else ""),
         "result_text": result.text,
         "error": error,
         "displays": [list(display.data) for display in result.displays],

@@ -52,7 +52,16 @@ DIFFERENT = {
 def test_every_program_behaves_as_outside_of_the_sandbox(tmp_path):
     failures = tmp_path / "failures.jsonl"
     ran = subprocess.run(
-        [sys.executable, str(RUNNER), "--adapter", "adapter:make", "--jobs", str(os.cpu_count() or 1), "--failures", str(failures)],
+        [
+            sys.executable,
+            str(RUNNER),
+            "--adapter",
+            "adapter:make",
+            "--jobs",
+            str(os.cpu_count() or 1),
+            "--failures",
+            str(failures),
+        ],
         cwd=HERE,
         stdin=subprocess.DEVNULL,
         timeout=3 * 3600,

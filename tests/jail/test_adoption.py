@@ -234,7 +234,10 @@ def test_sandboxes_of_a_zygote_that_was_killed_are_lost_and_the_next_run_works(d
             async with ot.session() as session:
                 launcher = next(pid for pid in descendants(os.getpid()) if parent_of(pid) == os.getpid())
                 zygote = next(pid for pid in descendants(launcher) if parent_of(pid) == launcher)
-                events = [event async for event in killing(session.stream("print('on', flush=True)\nimport time; time.sleep(60)"), zygote)]
+                events = [
+                    event
+                    async for event in killing(session.stream("print('on', flush=True)\nimport time; time.sleep(60)"), zygote)
+                ]
                 assert isinstance(events[0], Started)
                 result = events[-1].result
                 assert (result.status, result.error.type, result.session.survived) == ("lost", "SandboxLost", False)

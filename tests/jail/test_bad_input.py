@@ -26,7 +26,6 @@ from onetrip import Limits
         ("#" * 50_000_000, {}, "code", ["50,000,000 bytes", "10 MiB"]),
         ("1", {"inputs": {"not a name": 1}}, "inputs.not a name", ["not a name"]),
         ("1", {"inputs": {"x": object()}}, "inputs", ["not JSON"]),
-        ("1", {"inputs": {"x": float("nan")}}, "inputs", ["JSON"]),
         ("1", {"timeout_s": -1}, "timeout_s", ["0.01"]),
         ("1", {"timeout_s": float("nan")}, "timeout_s", ["0.01"]),
         ("1", {"timeout_s": "soon"}, "timeout_s", ["number"]),
@@ -168,16 +167,16 @@ def test_a_host_without_dev_shm_works(temporary):
 
 
 @pytest.mark.spec("BAD-07")
-def test_a_full_temporary_folder_is_said_and_leaves_nothing(temporary):
+def test_full_temporary_folders_are_said_and_leave_nothing(temporary):
     full = """
-        syscalls.mount("none", os.environ["TMPDIR"], "tmpfs", 0, "size=8k,nr_inodes=2")
+        import tempfile
+        syscalls.mount("none", os.environ["TMPDIR"], "tmpfs", 0, "size=4k,nr_inodes=2")
         open(os.environ["TMPDIR"] + "/last", "w").close()
+        tempfile._candidate_tempdir_list = lambda: [os.environ["TMPDIR"]]  # /tmp and the like would be full, too
     """
-    said = on_host(NAMESPACE + textwrap.dedent(full), temporary)
-    kind, message, hint = said.split(" | ")
-    assert kind in ("Unavailable", "PlatformError", "SandboxFailed")
-    assert "No space left on device" in message
-    assert "TMPDIR" in message + hint
+    kind, message, hint = on_host(NAMESPACE + textwrap.dedent(full), temporary).split(" | ")
+    assert (kind, hint) == ("Unavailable", "Set TMPDIR to a folder with free space.")
+    assert message.startswith("no temporary folder could be made: ")
 
 
 @pytest.mark.spec("BAD-08")

@@ -78,6 +78,7 @@ def test_many_sessions_at_once_leave_nothing(census):
 
     async def main() -> list[str | None]:
         async with onetrip.alocal(warm=2) as ot:
+
             async def one(number: int) -> str | None:
                 async with ot.session() as session:
                     await session.run(f"x = {number}")
@@ -111,7 +112,9 @@ def test_a_cancelled_one_shot_leaves_nothing(census):
             running = asyncio.Event()
 
             async def run() -> None:
-                async with contextlib.aclosing(ot.stream("import time\nprint('on', flush=True)\nwhile True: time.sleep(1)")) as events:
+                async with contextlib.aclosing(
+                    ot.stream("import time\nprint('on', flush=True)\nwhile True: time.sleep(1)")
+                ) as events:
                     async for event in events:
                         if isinstance(event, Stdout):
                             running.set()
@@ -176,8 +179,10 @@ def test_a_launch_that_fails_leaves_nothing(census):
 def test_no_program_meets_what_another_left(census):
     with onetrip.local(warm=2) as ot:
         for _ in range(5):
-            left = ot.run("import builtins, sys, os\nseen = hasattr(builtins, 'left'), os.path.exists('left'), 'left' in sys.modules\n"
-                          "builtins.left = 1; open('left', 'w').close(); sys.modules['left'] = sys\nseen")
+            left = ot.run(
+                "import builtins, sys, os\nseen = hasattr(builtins, 'left'), os.path.exists('left'), 'left' in sys.modules\n"
+                "builtins.left = 1; open('left', 'w').close(); sys.modules['left'] = sys\nseen"
+            )
             assert left.value == [False, False, False]
 
 
@@ -214,7 +219,9 @@ def test_killing_the_host_process_leaves_nothing_running(descendants, wait_until
         host.wait()
     assert wait_until(lambda: not [pid for pid, start in tree.items() if start is not None and started(pid) == start])
     # The next engine in the same folder clears away what the dead one could not.
-    with host_process("import onetrip\nwith onetrip.local(warm=0) as ot: print(ot.run('1 + 1').text, flush=True)", temporary) as after:
+    with host_process(
+        "import onetrip\nwith onetrip.local(warm=0) as ot: print(ot.run('1 + 1').text, flush=True)", temporary
+    ) as after:
         assert after.stdout.read() == b"2\n"
     assert list(temporary.iterdir()) == []
 

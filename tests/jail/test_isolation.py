@@ -23,14 +23,36 @@ def test_every_namespace_is_neither_the_hosts_nor_another_sessions(ot, value):
 
 @pytest.mark.spec("ISO-02")
 def test_the_root_holds_what_python_needs_and_nothing_else(session, value):
-    known = {"bin", "dev", "etc", "home", "lib", "lib32", "lib64", "mnt", "opt", "proc", "run", "sbin", "tmp", "usr", "var", "workspace"}
+    known = {
+        "bin",
+        "dev",
+        "etc",
+        "home",
+        "lib",
+        "lib32",
+        "lib64",
+        "mnt",
+        "opt",
+        "proc",
+        "run",
+        "sbin",
+        "tmp",
+        "usr",
+        "var",
+        "workspace",
+    }
     assert set(value(session, "import os; os.listdir('/')")) <= known
     assert set(value(session, "os.listdir('/etc')")) <= {"passwd", "group", "hosts", "nsswitch.conf", "ld.so.cache", "localtime"}
-    assert value(session, "[[n for n in os.listdir(p) if n[0] != '.'] for p in ('/home', '/home/user', '/tmp', '/workspace')]") == [["user"], [], [], []]
+    assert value(
+        session, "[[n for n in os.listdir(p) if n[0] != '.'] for p in ('/home', '/home/user', '/tmp', '/workspace')]"
+    ) == [["user"], [], [], []]
     assert set(value(session, "os.listdir('/dev')")) == {
         "null", "zero", "full", "random", "urandom", "shm", "fd", "stdin", "stdout", "stderr",
     }  # fmt: skip
-    assert value(session, "sorted(os.path.exists(p) for p in ('/sys', '/root', '/boot', '/proc/sys', '/proc/meminfo'))") == [False] * 5
+    assert (
+        value(session, "sorted(os.path.exists(p) for p in ('/sys', '/root', '/boot', '/proc/sys', '/proc/meminfo'))")
+        == [False] * 5
+    )
 
 
 @pytest.mark.spec("ISO-02")
@@ -184,7 +206,10 @@ def test_only_its_own_processes_are_in_sight(session, value):
 
 @pytest.mark.spec("ISO-03")
 def test_host_name_and_users_are_not_the_hosts(session, value):
-    assert value(session, "import os, pwd; (os.uname().nodename, sorted(u.pw_name for u in pwd.getpwall()))") == ["sandbox", ["root", "user"]]
+    assert value(session, "import os, pwd; (os.uname().nodename, sorted(u.pw_name for u in pwd.getpwall()))") == [
+        "sandbox",
+        ["root", "user"],
+    ]
     assert value(session, "os.getuid(), os.geteuid(), os.getgid(), os.getgroups()")[:3] == [1000, 1000, 1000]
 
 
@@ -269,7 +294,9 @@ def test_sessions_share_no_ipc_objects(ot, value):
 
 @pytest.mark.spec("ISO-07", "ISO-10")
 def test_no_capability_no_new_privileges_and_the_filter_on(session, value):
-    status = dict(line.split(":\t", 1) for line in value(session, "open('/proc/self/status').read()").splitlines() if ":\t" in line)
+    status = dict(
+        line.split(":\t", 1) for line in value(session, "open('/proc/self/status').read()").splitlines() if ":\t" in line
+    )
     assert {name: int(status[name], 16) for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")} == {
         "CapInh": 0, "CapPrm": 0, "CapEff": 0, "CapBnd": 0, "CapAmb": 0,
     }  # fmt: skip

@@ -14,7 +14,6 @@ def hit(result) -> tuple[str, str | None, bool]:
     return result.status, result.limit.name if result.limit else None, result.session.survived
 
 
-
 # ---------------------------------------------------------------------------------------------------- wall, interrupt
 
 
@@ -35,11 +34,20 @@ def test_an_endless_loop_is_interrupted_and_the_session_goes_on(session, value):
 @pytest.mark.parametrize(
     "program",
     [
-        pytest.param("import signal, time\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\nwhile True: time.sleep(1)", id="ignores the interrupt"),
-        pytest.param("import time\nwhile True:\n    try:\n        while True: time.sleep(0.01)\n    except BaseException: pass", id="catches everything"),
+        pytest.param(
+            "import signal, time\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\nwhile True: time.sleep(1)",
+            id="ignores the interrupt",
+        ),
+        pytest.param(
+            "import time\nwhile True:\n    try:\n        while True: time.sleep(0.01)\n    except BaseException: pass",
+            id="catches everything",
+        ),
         pytest.param("import collections, itertools\ncollections.deque(itertools.repeat(0), maxlen=0)", id="one operation in C"),
         pytest.param("import os, signal\nos.kill(os.getpid(), signal.SIGSTOP)", id="stops itself"),
-        pytest.param("import threading\nl = threading.Lock(); l.acquire()\nimport signal; signal.pthread_sigmask(signal.SIG_BLOCK, range(1, 65)); l.acquire()", id="blocks signals"),
+        pytest.param(
+            "import threading\nl = threading.Lock(); l.acquire()\nimport signal; signal.pthread_sigmask(signal.SIG_BLOCK, range(1, 65)); l.acquire()",
+            id="blocks signals",
+        ),
     ],
 )
 def test_what_cannot_be_interrupted_is_killed(ot, program):
@@ -73,7 +81,9 @@ def test_interrupt_is_ctrl_c(session, value):
 
 @pytest.mark.spec("LIM-09")
 def test_an_interrupt_that_is_ignored_kills_after_the_grace_period(session):
-    program = "import signal, time\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\nprint('on', flush=True)\nwhile True: time.sleep(1)"
+    program = (
+        "import signal, time\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\nprint('on', flush=True)\nwhile True: time.sleep(1)"
+    )
     for event in session.stream(program):
         if isinstance(event, Stdout):
             session.interrupt()
@@ -235,13 +245,17 @@ def test_a_fork_bomb_ends_nobody_elses_session(ot, value):
 
 @pytest.mark.spec("LIM-04")
 def test_the_result_names_the_limit_of_processes(ot):
-    result = ot.run("import os\nwhile True:\n    if os.fork() == 0:\n        while True: pass", limits=Limits(processes=20, wall_s=20))
+    result = ot.run(
+        "import os\nwhile True:\n    if os.fork() == 0:\n        while True: pass", limits=Limits(processes=20, wall_s=20)
+    )
     assert hit(result)[:2] == ("limit_exceeded", "processes")
 
 
 @pytest.mark.spec("LIM-04")
 def test_threads_count_as_processes(ot):
-    program = "import threading, time\nfor _ in range(100):\n    threading.Thread(target=time.sleep, args=(20,), daemon=True).start()"
+    program = (
+        "import threading, time\nfor _ in range(100):\n    threading.Thread(target=time.sleep, args=(20,), daemon=True).start()"
+    )
     result = ot.run(program, limits=Limits(processes=20, wall_s=10))
     assert hit(result)[:2] == ("limit_exceeded", "processes")
 
@@ -320,9 +334,15 @@ def test_the_result_says_who_holds_the_limits(ot):
 @pytest.mark.parametrize(
     ("name", "program"),
     [
-        ("memory", "import os, time\nfor _ in range(8):\n    if os.fork() == 0:\n        keep = bytearray(os.urandom(1 << 20)) * 64\n        time.sleep(30)\ntime.sleep(30)"),
+        (
+            "memory",
+            "import os, time\nfor _ in range(8):\n    if os.fork() == 0:\n        keep = bytearray(os.urandom(1 << 20)) * 64\n        time.sleep(30)\ntime.sleep(30)",
+        ),
         ("memory", "keep = []\nwhile True: keep.append(bytearray(1_000_000))"),
-        ("memory", "with open('/dev/shm/big', 'wb') as f:\n    for _ in range(400): f.write(bytes(1 << 20))\nimport time; time.sleep(20)"),
+        (
+            "memory",
+            "with open('/dev/shm/big', 'wb') as f:\n    for _ in range(400): f.write(bytes(1 << 20))\nimport time; time.sleep(20)",
+        ),
         ("cpu", "import os\nfor _ in range(4):\n    if os.fork() == 0:\n        while True: pass\nwhile True: pass"),
         ("processes", "import os, time\nwhile True:\n    if os.fork() == 0:\n        time.sleep(30)"),
     ],

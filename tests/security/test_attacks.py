@@ -44,7 +44,11 @@ def run_suite(script: str, adapter: str, out: Path, *options: str) -> list[dict]
 
 def not_contained(results: list[dict]) -> dict[str, object]:
     fine = {"contained", "ok", "info", "skipped"}
-    return {result["id"]: result.get("escapes") or result.get("why") or result.get("note") for result in results if result["status"] not in fine}
+    return {
+        result["id"]: result.get("escapes") or result.get("why") or result.get("note")
+        for result in results
+        if result["status"] not in fine
+    }
 
 
 def test_every_program_that_attacks_is_contained(tmp_path):

@@ -21,6 +21,7 @@ PRINT_LINES: Final = f"line = 'x' * 99\nfor _ in range({PRINT_BYTES // 100}):\n 
 GAP_S: Final = 0.03  # between one-shots “from the pool”: about what a caller needs at least to ask for the next
 SETTLE_S: Final = 0.1  # until the last one-shot is cleaned up and the pool is full again
 WARM_S: Final = 60.0  # for the zygotes to import everything
+QUIET_S: Final = 0.4  # a time in which an importing zygote would be seen
 WARM_MS: Final = 50.0  # a one-shot above this came from a zygote that was still importing
 ROOMY: Final = Limits(output_mb=64)
 
@@ -42,6 +43,7 @@ class Ours:
             await asyncio.to_thread(self.synchronous.start, self._environment)
             for _ in range(20):
                 self.synchronous.run(PANDAS, environment=self._environment)
+            await self._wait_quiet()
             self._session = await self.asynchronous.session(environment=self._environment, limits=ROOMY)
             self._plain_session = await asyncio.to_thread(self.synchronous.session, environment=self._environment)
             await self._session.run("import numpy, pandas\nx = 0")
@@ -64,6 +66,17 @@ class Ours:
             row = row + 1 if result.usage.wall_ms < WARM_MS else 0
             if time.monotonic() > give_up:
                 raise PlatformError(f"one-shots still take over {WARM_MS:.0f} ms after {WARM_S:.0f} s")
+
+    async def _wait_quiet(self) -> None:
+        """Until no zygote imports any more, also not one that these programs do not need. After `WARM_S` it goes on all the same."""
+        give_up = time.monotonic() + WARM_S
+        before = proctree.cpu_s(os.getpid(), without=self._helpers)
+        while time.monotonic() < give_up:
+            await asyncio.sleep(QUIET_S)
+            now = proctree.cpu_s(os.getpid(), without=self._helpers)
+            if now - before <= QUIET_S / 20:
+                return
+            before = now
 
     # ------------------------------------------------------------------ one-shots
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from io import BytesIO
 from typing import Any, Final, cast
 
+from .. import wire
 from .own import OWN as __builtins__  # noqa: F401  # see own.py
 from .pretty import pretty
 from .tracebacks import shorten
@@ -18,7 +19,6 @@ from .values import json_form, unicode_scalars
 
 MAX_TEXT_CHARS: Final = 1024 * 1024  # of a text/plain
 _MAX_TYPES: Final = 60  # below wire.MAX_PARTS
-_MAX_NAME_CHARS: Final = 200  # wire's limit for a name
 _METHODS: Final = (
     ("_repr_html_", "text/html"),
     ("_repr_markdown_", "text/markdown"),
@@ -150,10 +150,10 @@ def _encoded(data: Any) -> dict[str, bytes]:
     bundle: dict[str, bytes] = {}
     if isinstance(data, dict):
         for mime, content in cast("dict[Any, Any]", data).items():
-            if len(bundle) < _MAX_TYPES and isinstance(mime, str) and len(mime) <= _MAX_NAME_CHARS:
+            if len(bundle) < _MAX_TYPES and isinstance(mime, str) and wire.is_name(mime):
                 encoded = _content(mime, content)
                 if encoded is not None:
-                    bundle[unicode_scalars(mime)] = encoded
+                    bundle[mime] = encoded
     return bundle
 
 

@@ -45,14 +45,20 @@ def send(sock: socket.socket, message: Mapping[str, Any], fds: Sequence[int] = (
 
 def receive(sock: socket.socket) -> tuple[dict[str, Any], list[int]]:
     """One message and the descriptors that came with it, which the caller now owns. Raises Closed at the end, BlockingIOError
-    on a non-blocking socket that has nothing."""
+    on a non-blocking socket that has nothing.
+
+    Where this process may open no more descriptors the message comes without any.
+    """
     try:
-        data, fds, _flags, _address = socket.recv_fds(sock, MAX_BYTES, MAX_FDS, socket.MSG_CMSG_CLOEXEC)
+        data, fds, flags, _address = socket.recv_fds(sock, MAX_BYTES, MAX_FDS, socket.MSG_CMSG_CLOEXEC)
     except ConnectionResetError as err:
         raise Closed from err
     if not data:
         close_all(fds)
         raise Closed
+    if flags & socket.MSG_CTRUNC:
+        close_all(fds)
+        fds = []
     return json.loads(data), list(fds)
 
 

@@ -38,6 +38,7 @@ class Room:
     """An init and what it opened. `wanted_by` is the sandbox it is made for; None: whoever asks next."""
 
     size: tuple[int, int]  # bytes, inodes
+    uid: int  # its owner, as this user namespace counts
     pid: int
     pidfd: int
     wanted_by: str | None
@@ -224,7 +225,7 @@ class Zygote:
         if pid == 0:
             _init(enter.RoomSpec(size[0], size[1], uid, self._landlock), theirs)
         theirs.close()
-        self._making[ours.fileno()] = (Room(size, pid, os.pidfd_open(pid), wanted_by), ours)
+        self._making[ours.fileno()] = (Room(size, uid, pid, os.pidfd_open(pid), wanted_by), ours)
         self._poll.register(ours.fileno(), select.EPOLLIN)
 
     def _room_ready(self, fd: int) -> None:
@@ -296,6 +297,8 @@ class Zygote:
         fds = list(sandbox.guest_fds)
         if room is not None:
             fds += [room.pidfd] if room.ruleset < 0 else [room.pidfd, room.ruleset]
+            for pipe in sandbox.guest_fds[1:3]:
+                os.fchown(pipe, room.uid, room.uid)  # programs open /dev/stdout, which asks for the permission of the pipe
             request["held"] = room.held
         self._launching.add(name)
         sandbox.node = self._nodes.fork(request, fds)

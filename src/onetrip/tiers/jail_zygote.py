@@ -6,7 +6,7 @@ import json
 import os
 import socket
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -45,9 +45,17 @@ class ZygoteHandle:
     @classmethod
     async def start(cls, house: Mapping[str, Any], config: Mapping[str, Any], path: Path) -> "ZygoteHandle":
         """Start a zygote that listens at `path` and connect. Raises SandboxFailed naming the step; nothing is left then."""
+        try:
+            return await cls._start(house, config, path)
+        except OSError as err:  # a full disk, no more descriptors or processes
+            raise SandboxFailed(f"the zygote could not be started: {err}") from err
+
+    @classmethod
+    async def _start(cls, house: Mapping[str, Any], config: Mapping[str, Any], path: Path) -> "ZygoteHandle":
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with listener, contextlib.ExitStack() as held:
-            listener.bind(str(path))
+            with _short(path) as address:
+                listener.bind(address)
             listener.listen(4)
             config_fd = _memory_file("config", config)
             held.callback(os.close, config_fd)
@@ -78,7 +86,8 @@ class ZygoteHandle:
                 raise SandboxFailed(f"the jail's step “{failure['step']}” failed: {failure['detail']}")
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
-            connection.connect(str(path))
+            with _short(path) as address:
+                connection.connect(address)
         except OSError as err:
             connection.close()
             await process.wait()
@@ -90,7 +99,8 @@ class ZygoteHandle:
         """Connect to a zygote that outlived its host. Raises PlatformError when nobody is there."""
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
-            connection.connect(str(path))
+            with _short(path) as address:
+                connection.connect(address)
         except OSError as err:
             connection.close()
             raise PlatformError(f"no zygote listens at {path}: {err.strerror}") from err
@@ -159,6 +169,9 @@ class ZygoteHandle:
             self.tell({"do": "forget", "id": message["id"]})
         elif message["event"] == "failed":
             answer.set_exception(SandboxFailed(f"the jail's step “{message['step']}” failed: {message['detail']}"))
+        elif not fds:
+            self.tell({"do": "forget", "id": message["id"]})
+            answer.set_exception(SandboxFailed("this process may open no more files", hint="Raise the limit (`ulimit -n`), or close sessions."))
         else:
             self._served[message["id"]] = message["node"]
             answer.set_result(fds)
@@ -199,6 +212,16 @@ class ZygoteHandle:
                 await self._process.wait()
         self._path.unlink(missing_ok=True)
         self._path.with_suffix(".log").unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _short(path: Path) -> Generator[str]:
+    """Another name of this path for a socket's address, which holds no more than 108 bytes (unix(7))."""
+    folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{folder}/{path.name}"
+    finally:
+        os.close(folder)
 
 
 def _tail(log: Path) -> str:
