@@ -1,4 +1,4 @@
-"""Removes folders that a program could write to, and temporary folders of hosts that were killed."""
+"""Folders on the host's disk that a program could write to: how full they are, and how to remove them, also a dead host's."""
 
 import contextlib
 import fcntl
@@ -33,6 +33,16 @@ class RunFolder:
     def remove(self) -> None:
         remove_tree(self.path)
         os.close(self._lock)
+
+
+def used_bytes(folder: Path) -> int:
+    """What the files below a folder take on the disk. Follows no link; what cannot be looked at, or is gone, counts nothing."""
+    total = 0
+    for _, _, names, fd in os.fwalk(folder, onerror=None, follow_symlinks=False):
+        for name in names:
+            with contextlib.suppress(OSError):
+                total += os.stat(name, dir_fd=fd, follow_symlinks=False).st_blocks * 512
+    return total
 
 
 def _sweep(parent: Path) -> None:

@@ -72,6 +72,8 @@ class Watchdog:
             self._on_limit("memory", False)  # the kernel chose one process of many; those that wait for it would wait for ever
         if self._over_memory(now, limits):
             self._on_limit("memory", True)
+        if self._sandbox.read_disk() > limits.disk_mb * _MIB:
+            self._on_limit("disk", True)
 
     def _watch_idle(self, limits: Limits) -> None:
         now = self._sandbox.read_usage()
@@ -79,6 +81,8 @@ class Watchdog:
             self._on_idle(f"between cells it used more than the cpu limit of {limits.cpu_s:g} s")
         elif self._over_memory(now, limits):
             self._on_idle(f"between cells it went over the memory limit of {limits.memory_mb} MB")
+        elif self._sandbox.read_disk() > limits.disk_mb * _MIB:
+            self._on_idle(f"between cells it went over the disk limit of {limits.disk_mb} MB")
         else:
             self._timer = self._loop.call_later(IDLE_TICK_S, self._watch_idle, limits)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 import pytest
 
-from onetrip import cli, config, wire, worker
+from onetrip import cli, config, watchdog, wire, worker
 from onetrip.cli.report import EXIT_STATUS
 from onetrip.jail import enter, policy
 from onetrip.model import Limits
@@ -104,7 +104,7 @@ def test_the_variables_of_the_design_are_those_that_are_read():
 def test_the_numbers_in_the_documents_are_those_of_the_code():
     design = (ROOT / "docs" / "design.md").read_text("utf-8")
     threats = (ROOT / "docs" / "threat-model.md").read_text("utf-8")
-    assert (worker.GRACE_S, worker.TICK_S, worker.READY_S) == (1, 0.05, 30)
+    assert (worker.GRACE_S, watchdog.TICK_S, worker.READY_S) == (1, 0.05, 30)
     assert (wire.PACKET_BYTES, wire.MAX_PAYLOAD_BYTES) == (64 << 10, 64 << 20)
     for said in (
         "1 s between interrupt and kill",

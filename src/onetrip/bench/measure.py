@@ -48,10 +48,9 @@ QUICK: Final = Size(rounds=2, oneshots=3, cells=20, rate_rounds=1, rate_s=0.4, s
 
 @dataclass(slots=True)
 class _Taken:
-    """Samples by key, and CPU milliseconds summed over the samples of the same key."""
+    """Samples by key, and what broke."""
 
     samples: defaultdict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
-    cpu_ms: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     broken: dict[str, str] = field(default_factory=dict[str, str])  # alternative → why it stopped working on the way
 
 
@@ -125,17 +124,17 @@ def _batches(
     ours: Ours, fork: ForkServer, bare: ForkServer, echo: Echo, alternatives: Sequence[Alternative], size: Size, taken: _Taken
 ) -> list[Batch]:
     """(In each how many-th round, the measure.)"""
-    samples, cpu = taken.samples, taken.cpu_ms
+    samples = taken.samples
 
     async def forks() -> None:
         wall, used = fork.latency(size.oneshots)
         samples["fork"] += wall
-        cpu["fork"] += used
+        samples["fork_cpu"].append(used / size.oneshots)
 
     async def oneshots() -> None:
-        wall, used = await ours.oneshots_with_cpu(PANDAS, size.oneshots)
-        samples["oneshot_async"] += wall
-        cpu["oneshot_async"] += used
+        samples["oneshot_async"] += await ours.oneshots(ours.asynchronous, PANDAS, size.oneshots)
+        # One sample is one batch, divided: a single one-shot is too short for the clock of /proc.
+        samples["oneshot_cpu"].append(await ours.oneshots_cpu_ms(PANDAS, size.oneshots) / size.oneshots)
 
     async def other_oneshots() -> None:
         samples["fork_bare"] += bare.latency(size.oneshots)[0]
@@ -203,16 +202,16 @@ def _figures(taken: _Taken) -> tuple[Figure, ...]:
     def of(key: str, title: str, note: str = "") -> Figure | None:
         return of_samples(key, title, "ms", taken.samples[key], note)
 
-    def cpu(key: str, of_what: str, title: str, note: str) -> Figure | None:
-        count = len(taken.samples[of_what])
-        return Figure(key, title, "ms", taken.cpu_ms[of_what] / count, count, None, note) if count else None
+    def cpu(key: str, title: str, note: str) -> Figure | None:
+        # The mean, not the median: the clock of /proc counts in ticks of 10 ms, which only even out over all batches.
+        batches = taken.samples[key]
+        return Figure(key, title, "ms", statistics.fmean(batches), len(batches), None, note) if batches else None
 
-    fork_cpu = cpu("fork_cpu", "fork", "CPU of one bare fork", "parent and child")
+    fork_cpu = cpu("fork_cpu", "CPU of one bare fork", "parent and child; mean of n batches, one after the other")
     oneshot_cpu = cpu(
         "oneshot_cpu",
-        "oneshot_async",
         "CPU of one one-shot",
-        "host, zygote tree and sandbox, dead or alive, by /proc; no kernel threads",
+        "host, zygotes and sandbox, dead or alive, by /proc; mean of n batches, one after the other",
     )
     fork_rate = of_samples(
         "fork_rate", "bare forks, sustained", "1/s", taken.samples["fork_rate"], "as many forking processes as CPUs"

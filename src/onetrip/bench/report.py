@@ -126,7 +126,7 @@ def _condition_lines(conditions: Conditions) -> list[str]:
         f"Onetrip {c.onetrip}, {c.when} UTC, as {c.user}.",
         f"{c.kernel}; {c.cpus} CPUs ({c.machine}), {c.memory_mb / 1000:.0f} GB; Python {c.python}, {c.packages}.",
         f"Load {c.load_before:.2f} before, {c.load_after:.2f} after. Isolation: {c.isolation}.",
-        "p99 of a rate is its slowest percent. One-shots are asked for one at a time, 30 ms apart, unless “sustained”.",
+        "p99 of a rate is its slowest percent. One-shots are asked for one at a time, 30 ms apart, but for CPU and “sustained”.",
     ]
 
 

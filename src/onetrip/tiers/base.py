@@ -82,6 +82,10 @@ class Sandbox(Protocol):
 
     def read_usage(self) -> Reading: ...
 
+    def read_disk(self) -> int:
+        """Bytes in files, where the kernel does not bound them itself; else 0. May take a walk over all of them."""
+        ...
+
     def reset_peak(self) -> None: ...
 
     async def aclose(self) -> None:

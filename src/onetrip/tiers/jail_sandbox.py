@@ -12,6 +12,7 @@ from typing import Any, Final
 from onetrip.errors import PlatformError
 from onetrip.jail import cgroup, usage
 from onetrip.model import Isolation, Level, Limits
+from onetrip.removal import used_bytes
 from onetrip.tiers.base import Exit, Reading
 
 CLOSE_S: Final = 10  # killing a process tree takes milliseconds; longer means that the kernel is stuck on it
@@ -56,6 +57,7 @@ class JailSandbox:
             self._pid = _pid_of(self._runner)
         for end in (self.channel.fileno(), self.stdout, self.stderr):
             os.set_blocking(end, False)
+        self._open_room = open_room
         self._sampler: usage.Sampler | None = None
         self._scratch = -1  # the file system of /tmp and /dev/shm, where files are to be sampled, too
         if group is None:
@@ -147,6 +149,9 @@ class JailSandbox:
             return 0
         both = (os.fstatvfs(self.workspace), os.fstatvfs(self._scratch))
         return sum((fs.f_blocks - fs.f_bfree) * fs.f_frsize for fs in both)
+
+    def read_disk(self) -> int:
+        return 0 if self._open_room is None or self._closed else used_bytes(self._open_room.parent)
 
     def reset_peak(self) -> None:
         self._sampled_peak = 0
