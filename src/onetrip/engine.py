@@ -6,6 +6,7 @@ of this machine.
 
 import asyncio
 import contextlib
+import resource
 import secrets
 import time
 from collections.abc import AsyncGenerator, Mapping
@@ -56,6 +57,7 @@ class LocalEngine:
         lease_s: float = 0.0,
         run_dir: Path | None = None,
     ) -> None:
+        _raise_descriptor_limit()
         self._warm, self._max_live = warm, max_live
         self._cgroup_parent, self._lease_s, self._run_dir = cgroup_parent, lease_s, run_dir
         self._tiers: dict[Level, tuple[JailTier, Pool]] = {}
@@ -217,6 +219,12 @@ class LocalEngine:
         if session is None:
             raise NotFound(f"there is no session {session_id[:60]!r}")
         return session
+
+
+def _raise_descriptor_limit() -> None:
+    """Let this process open as many files as it may: a sandbox takes up to 12, and the usual soft limit of 1,024 is soon reached."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _check_cell(cell: Cell) -> None:

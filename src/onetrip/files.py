@@ -74,13 +74,17 @@ class Workspace:
         """The content of a regular file. Raises NotFound, or BadRequest for anything else and for more than `max_bytes`."""
         parts = _checked(path)
         with self._as_owner(), _errors_for(path):
-            # O_NONBLOCK: opening a FIFO must not wait for its other end.
-            fd = self._open("/".join(parts), os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
-            with open(fd, "rb", buffering=0) as file:
-                status = os.fstat(fd)
+            # A FIFO or a device is not even opened: that alone can do something. O_PATH only takes hold of it.
+            held = self._open("/".join(parts), os.O_PATH)
+            try:
+                status = os.fstat(held)
                 if not stat.S_ISREG(status.st_mode):
                     raise BadRequest(f"{path!r} is not a regular file", field="path")
-                if status.st_blocks * 512 > max_bytes or status.st_size > max_bytes:
+                fd = os.open(f"/proc/self/fd/{held}", os.O_RDONLY | os.O_CLOEXEC)
+            finally:
+                os.close(held)
+            with open(fd, "rb", buffering=0) as file:
+                if status.st_size > max_bytes:
                     raise BadRequest(f"{path!r} has {status.st_size} bytes, more than {max_bytes}", field="path")
                 chunks: list[bytes] = []
                 left = max_bytes
@@ -111,8 +115,15 @@ class Workspace:
         """Every regular file with what tells a change, found by a walk that follows no link."""
         found: dict[bytes, tuple[int, int, int, int]] = {}
         with self._as_owner():
-            root = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._fd)
-            _walk(root, b"", 0, found)
+            try:
+                root = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._fd)
+            except PermissionError:  # the program took the workspace from itself, and from us
+                os.fchmod(self._fd, 0o755)
+                with contextlib.suppress(PermissionError):  # and does it again and again: then there is nothing to see
+                    root = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._fd)
+                    _walk(root, b"", 0, found)
+            else:
+                _walk(root, b"", 0, found)
         return found
 
     def top_moment(self) -> tuple[int, int]:
@@ -248,4 +259,4 @@ def _errors_for(path: str) -> Generator[None, None, None]:
             case errno.EACCES | errno.EPERM | errno.ENXIO | errno.ENODEV:
                 raise BadRequest(f"{shown} may not be opened: {err.strerror}", field="path") from err
             case _:
-                raise
+                raise PlatformError(f"{shown}: {err.strerror}") from err

@@ -93,7 +93,7 @@ class Ours:
     async def oneshots_cpu_ms(self, code: str, count: int) -> float:
         """CPU milliseconds of our process and the whole tree below it for `count` one-shots, one right after the other.
 
-        Without gaps, because the bare forks have none: after 30 ms of rest both cost up to a third more, for cold caches.
+        Without gaps, because the bare forks have none: after a rest of 30 ms both cost more.
         """
         await asyncio.sleep(SETTLE_S)
         before = proctree.cpu_s(os.getpid(), without=self._helpers)

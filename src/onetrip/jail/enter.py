@@ -300,6 +300,8 @@ def runner(spec: RunnerSpec) -> tuple[str, ...]:
     with step("enter the workspace"):
         os.chdir(spec.workspace)
         os.umask(0o022)
+    with step("bound the number of descriptors"):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (NOFILE, NOFILE))  # here: a node needs one per runner of its own
     with step("forbid new privileges"):
         syscalls.set_no_new_privs()
     held += ["no_new_privs", "no_caps"]
@@ -338,7 +340,6 @@ def bound_node() -> None:
 
 _BASE_RLIMITS: Final[Mapping[str, tuple[int, int]]] = {
     "CORE": (0, 0),  # no core dumps, and no call of the host's core_pattern helper
-    "NOFILE": (NOFILE, NOFILE),
     "STACK": (STACK_BYTES, 8 * STACK_BYTES),
     "MSGQUEUE": (0, 0),
     "MEMLOCK": (0, 0),

@@ -6,6 +6,7 @@ status pipe, naming the step; an empty pipe at end of file means that the zygote
 
 import json
 import os
+import resource
 import sys
 from typing import Final
 
@@ -25,6 +26,8 @@ def main(spec_fd: str, status_fd: str, *donated: str) -> None:
     try:
         with open(int(spec_fd), "rb") as file:
             spec = enter.HouseSpec.from_json(json.load(file))
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # the zygote holds some descriptors of every sandbox
         os.set_inheritable(status, False)  # closes at the exec: end of file tells the host that it worked
         if spec.level == "strict":
             child = enter.house(spec)
