@@ -9,6 +9,11 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# No deadline: on a busy machine an example may take long. No database: a folder in the checkout that nobody asked for.
+settings.register_profile("onetrip", deadline=None, database=None)
+settings.load_profile("onetrip")
 
 
 def pytest_report_header() -> str:

@@ -32,6 +32,7 @@ READY_S: Final = 30.0  # from the fork to the guest's first word
 EXIT_S: Final = 10.0  # from the end of the channel to the news of the exit status
 GRACE_S: Final = 1.0  # between the interrupt and the kill
 PACKETS_AT_ONCE: Final = 16  # at most 1 MiB; decoding them takes about a millisecond
+MAX_LAST_PACKETS: Final = 512  # more than fit into the socket's buffer, net.core.rmem_default
 BUFFER_BYTES: Final = 1 << 20  # output that waits for a slow consumer
 _MIB: Final = 1 << 20
 
@@ -145,7 +146,7 @@ class Worker:
                     await self._wait()
             if self.ended is not None:
                 await self._wait_for_exit()
-            self._outputs.drain()
+                self._outputs.drain()
             while self._events:
                 yield self._next_event()
             yield model.Done(self._result(run, session_id, queue_ms, start_ms))
@@ -202,6 +203,10 @@ class Worker:
 
     def _channel_readable(self) -> None:
         for _ in range(PACKETS_AT_ONCE):  # then it is the others' turn: a guest can send faster than we decode
+            if self._run is not None:
+                # What was printed before a message is in the pipes already; what is printed after a display comes only when
+                # the guest sees that we have taken it. So the order is: pipes, then packet.
+                self._outputs.drain()
             try:
                 packet = self._sandbox.channel.recv(wire.PACKET_BYTES + 1)
                 if not packet:
@@ -230,7 +235,6 @@ class Worker:
             case wire.Display() if run is not None:
                 size = outcomes.display_size(message)
                 if self._outputs.count(size):
-                    self._outputs.drain()  # what was printed before comes before
                     display = outcomes.read_display(message)
                     run.displays.append(display)
                     self._queue(model.Displayed(display), size)
@@ -302,10 +306,11 @@ class Worker:
 
     def _on_exit(self, how: Exit) -> None:
         self._exit = how
-        # Its last words may still be in the channel: `_channel_readable` finds the end of file after them.
-        if how.lost is not None:
-            self._end(how.lost)
-        self._wake()
+        # Its last words are in the channel already. The end of file need not come: a child may hold the other end.
+        for _ in range(MAX_LAST_PACKETS // PACKETS_AT_ONCE if how.lost is None else 0):
+            if self.ended is None:
+                self._channel_readable()
+        self._end(how.lost or "the guest's process ended")
 
     async def _wait_for_exit(self) -> None:
         try:

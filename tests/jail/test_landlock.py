@@ -72,6 +72,7 @@ ACTIONS: dict[str, tuple[Callable[[Path], Any], dict[str, str]]] = {
 }
 
 
+@pytest.mark.spec("ISO-06")
 @pytest.mark.parametrize(("action", "answers"), ACTIONS.values(), ids=ACTIONS.keys())
 def test_paths_allow_what_they_say_and_nothing_else(tree: Path, action: Callable[[Path], Any], answers: dict[str, str]) -> None:
     rules = {"readonly": [str(tree / "ro")], "writable": [str(tree / "rw")]}
@@ -133,6 +134,7 @@ def test_a_missing_path_is_named_and_nothing_is_enforced(tree: Path) -> None:
     assert (tree / "ro/file").read_text() == "ro"
 
 
+@pytest.mark.spec("ISO-06")
 @needs_scopes
 def test_processes_outside_the_domain_cannot_be_signalled_and_those_inside_can() -> None:
     def body() -> list[str]:

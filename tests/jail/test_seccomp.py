@@ -308,6 +308,7 @@ def call_any(nr: int) -> str:
     return errno.errorcode.get(ctypes.get_errno(), "?")
 
 
+@pytest.mark.spec("ISO-05")
 @pytest.mark.parametrize("reduced", [False, True], ids=["strict", "reduced"])
 def test_few_calls_are_reachable(reduced: bool) -> None:
     answers = in_filtered_child(sweep, reduced=reduced)

@@ -103,7 +103,9 @@ def test_no_packet_is_larger_than_agreed(message):
     assert all(size == wire.PACKET_BYTES for size in sizes[:-1])
 
 
-@pytest.mark.parametrize("size", [0, 1, wire.PACKET_BYTES - 200, wire.PACKET_BYTES, wire.PACKET_BYTES * 2, wire.PACKET_BYTES * 3 - 57])
+@pytest.mark.parametrize(
+    "size", [0, 1, wire.PACKET_BYTES - 200, wire.PACKET_BYTES, wire.PACKET_BYTES * 2, wire.PACKET_BYTES * 3 - 57]
+)
 def test_every_size_around_the_packets_edges_arrives(size):
     for near in range(max(0, size - 80), size + 80, 7):
         message = Execute("r", 1, False, (bytes(near), b"y"))
