@@ -59,7 +59,7 @@ class Pool:
                 # Its successor is made a moment later, so that the run which waits now has the CPUs to itself.
                 asyncio.get_running_loop().call_later(REFILL_DELAY_S, self._refill, key)
                 return worker
-        if self.live >= self._max_live:
+        if self.live >= self._max_live and not await self._give_up_idle():
             raise Overloaded(f"{self.live} sandboxes are live, which is the limit")
         worker = await self._launch(key, limits)
         self._refill(key)
@@ -97,6 +97,14 @@ class Pool:
             self.live -= 1
             raise
 
+    async def _give_up_idle(self) -> bool:
+        """Close one sandbox that waits for a program of another kind. False when there is none."""
+        for idle in self._idle.values():
+            if idle:
+                await self.discard(idle.popleft())
+                return True
+        return False
+
     def _note_demand(self, key: Key) -> None:
         now = time.monotonic()
         asked = self._asked.setdefault(key, collections.deque(maxlen=64))
@@ -117,6 +125,8 @@ class Pool:
     async def _fill(self, key: Key) -> None:
         try:
             await self._tier.wait_ready(*key)
+            if self.live >= self._max_live:  # others came first meanwhile
+                return
             worker = await self._launch(key, self._defaults)
         except OnetripError:
             return  # whoever asks next launches for himself and gets the reason

@@ -425,7 +425,7 @@ def test_what_the_guest_says_becomes_the_outcome(play, account, status, error, l
         (Exit(code=3), "failed", "ProcessDied", "status 3"),
         (Exit(code=0), "failed", "ProcessDied", "status 0"),
         (Exit(signal=11), "failed", "ProcessDied", "SIGSEGV"),
-        (Exit(signal=64), "failed", "ProcessDied", "64"),
+        (Exit(signal=63), "failed", "ProcessDied", "signal 63"),
         (Exit(lost="the zygote died"), "lost", "SandboxLost", "the zygote died"),
     ],
 )
