@@ -16,7 +16,7 @@ from typing import Final
 
 import msgspec
 
-from .errors import BadRequest, NotFound, WorkspaceFull
+from .errors import BadRequest, NotFound, PlatformError, WorkspaceFull
 from .model import FileChange
 
 MAX_PATH_BYTES: Final = 1024

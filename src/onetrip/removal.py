@@ -28,7 +28,9 @@ class RunFolder:
             self._lock = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             fcntl.flock(self._lock, fcntl.LOCK_EX)
         except OSError as err:
-            raise Unavailable(f"no temporary folder could be made: {err}", hint="Set TMPDIR to a folder with free space.") from err
+            raise Unavailable(
+                f"no temporary folder could be made: {err}", hint="Set TMPDIR to a folder with free space."
+            ) from err
 
     def remove(self) -> None:
         remove_tree(self.path)

@@ -15,6 +15,7 @@ import asyncio
 import collections
 import json
 import secrets
+import signal
 import time
 from collections.abc import AsyncGenerator, Iterable
 from dataclasses import dataclass, field
@@ -180,10 +181,14 @@ class Worker:
         """End the sandbox and everything in it. Blocks until that is certain."""
         if self._closed:
             return
+        if self._run is not None:
+            self._run.stopped = self._run.stopped or "interrupt"  # the caller's wish and no fault of the program's
         self._end("closed")
         self._closed = True
         self._outputs.pause()
         await self._sandbox.aclose()
+        if self._exit is None:  # a sandbox that was given back is no longer told about
+            self._on_exit(Exit(signal=signal.SIGKILL))
 
     # ------------------------------------------------------------------ limits
 

@@ -29,7 +29,9 @@ def test_the_tree_drawn_in_the_docstring_is_the_tree():
     drawn = errors.__doc__ or ""
     names = [found.__name__ for found in CLASSES]
     assert [name for name in names if name not in drawn] == []
-    indents = {line.strip("│├└─ ").split()[0]: len(line) - len(line.lstrip("│├└─ ")) for line in drawn.splitlines() if "──" in line}
+    indents = {
+        line.strip("│├└─ ").split()[0]: len(line) - len(line.lstrip("│├└─ ")) for line in drawn.splitlines() if "──" in line
+    }
     for found in CLASSES:
         parent = found.__bases__[0]
         if found is not OnetripError and parent in CLASSES and parent.__name__ in indents:

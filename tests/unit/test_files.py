@@ -1,5 +1,6 @@
 """The files of a session from the host's side, against a folder whose owner may do anything in it at any moment."""
 
+import errno
 import os
 import shutil
 import socket
@@ -12,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from onetrip import files
-from onetrip.errors import BadRequest, NotFound, OnetripError, WorkspaceFull
+from onetrip.errors import BadRequest, NotFound, OnetripError, PlatformError, WorkspaceFull
 from onetrip.files import FileChange, Workspace, diff
 
 FOREIGN = 0x7000_0001  # an owner that is nobody: as the sandboxes of root have
@@ -340,6 +341,18 @@ def test_a_full_disk_leaves_the_old_content_and_no_temporary_file(workspace, fol
     os.close(full_fd)
     assert workspace.read("a") == b"old"
     assert os.listdir(folder) == ["a"]
+
+
+@pytest.mark.spec("API-01")
+@pytest.mark.parametrize("number", [errno.EIO, errno.EMFILE, errno.ESTALE])
+def test_what_the_system_cannot_do_is_an_error_of_ours(workspace, monkeypatch, number):
+    def broken(*arguments):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(workspace, "_open", broken)
+    for method in (lambda: workspace.write("d/a", b""), lambda: workspace.read("a"), lambda: workspace.delete("a")):
+        with pytest.raises(PlatformError, match=os.strerror(number)):
+            method()
 
 
 # ---------------------------------------------------------------------------------------------------- walks

@@ -74,7 +74,9 @@ def test_any_text_gets_a_node(source):
     assert preload.choose(TREE, source) in {node.name for node in TREE}
 
 
-@pytest.mark.parametrize("source", [" " * 5_000_000, "import " * 700_000, "import a," * 500_000, "\n \t" * 1_500_000, "from " + "a" * 5_000_000])
+@pytest.mark.parametrize(
+    "source", [" " * 5_000_000, "import " * 700_000, "import a," * 500_000, "\n \t" * 1_500_000, "from " + "a" * 5_000_000]
+)
 def test_the_search_is_bounded(source):
     began = time.perf_counter()
     preload.choose(TREE, source)

@@ -171,7 +171,9 @@ class ZygoteHandle:
             answer.set_exception(SandboxFailed(f"the jail's step “{message['step']}” failed: {message['detail']}"))
         elif not fds:
             self.tell({"do": "forget", "id": message["id"]})
-            answer.set_exception(SandboxFailed("this process may open no more files", hint="Raise the limit (`ulimit -n`), or close sessions."))
+            answer.set_exception(
+                SandboxFailed("this process may open no more files", hint="Raise the limit (`ulimit -n`), or close sessions.")
+            )
         else:
             self._served[message["id"]] = message["node"]
             answer.set_result(fds)
