@@ -43,7 +43,7 @@ def run_suite(script: str, adapter: str, out: Path, *options: str) -> list[dict]
 
 
 def not_contained(results: list[dict]) -> dict[str, object]:
-    fine = {"contained", "ok", "info", "skipped"}
+    fine = {"contained", "ok", "info:blocked"}
     return {
         result["id"]: result.get("escapes") or result.get("why") or result.get("note")
         for result in results
@@ -59,5 +59,7 @@ def test_every_program_that_attacks_is_contained(tmp_path):
 
 def test_every_abuse_of_the_file_interface_is_contained(tmp_path):
     results = run_suite("client_runner.py", "Folders", tmp_path / "folders.json")
-    assert not_contained(results) == {}
+    archives = {result["id"] for result in results if result["status"] == "skipped"}  # there are none in the interface
+    assert archives <= {"CLI-50", "CLI-52", "CLI-53"}
+    assert {case: why for case, why in not_contained(results).items() if case not in archives} == {}
     assert len(results) > 20
