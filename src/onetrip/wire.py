@@ -42,10 +42,10 @@ class Violation(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """Host → guest, once, before the first cell: what this session may do. Sent before any user code has run."""
+    """Host → guest, at most once and before the first cell: what this session's program may do, where that is not everything."""
 
     KIND: ClassVar = "hello"
-    session: Mapping[str, Any]  # {"rlimits": {name: [soft, hard]}, "modules": {"allow": [...]|null, "deny": [...]}}
+    session: Mapping[str, Any]  # {"modules": {"allow": [...]|null, "deny": [...]}}
     parts: Sequence[bytes] = ()
 
 
@@ -199,7 +199,7 @@ class _Reassembler:
 
 def _decode(kinds: Mapping[str, Any], header: bytes, payload: memoryview) -> Any:
     try:
-        decoded: object = loads(header)
+        decoded: object = loads(header.decode("ascii"))
     except (ValueError, RecursionError) as err:
         raise Violation("a header that is not JSON") from err
     if not isinstance(decoded, dict):

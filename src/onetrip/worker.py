@@ -102,16 +102,14 @@ class Worker:
         self._top_moment = self._workspace.top_moment()
 
     def greet(self, limits: Limits, policy: Policy) -> None:
-        """Give the guest its limits and policy, before any user code. Once; raises SandboxFailed when the kernel refuses."""
-        modules = {
-            "allow": None if policy.modules.allow is None else list(policy.modules.allow),
-            "deny": list(policy.modules.deny),
-        }
+        """Set the limits, and tell the guest its policy if there is one, before any user code. Once; raises SandboxFailed."""
+        modules = policy.modules
         try:
             self._sandbox.apply(limits)
-            rlimits = {name: list(value) for name, value in self._sandbox.rlimits(limits).items()}
-            for packet in wire.packets(wire.Hello({"rlimits": rlimits, "modules": modules})):
-                self._sandbox.channel.send(packet)  # a guest that waits for it, so there is room
+            if modules.allow is not None or modules.deny:
+                told = {"allow": None if modules.allow is None else list(modules.allow), "deny": list(modules.deny)}
+                for packet in wire.packets(wire.Hello({"modules": told})):
+                    self._sandbox.channel.send(packet)  # a guest that waits for it, so there is room
         except OSError as err:  # also when it died while it waited in the pool
             raise SandboxFailed(f"the limits could not be set: {err}") from err
         self._greeted = True

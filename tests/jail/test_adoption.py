@@ -17,7 +17,7 @@ import pytest
 import onetrip
 from onetrip import environments, wire
 from onetrip.errors import PlatformError, SandboxFailed
-from onetrip.jail import control
+from onetrip.jail import cgroup, control
 from onetrip.model import Cell, Done, Limits, Policy, Result, Started, Stdout
 from onetrip.tiers.base import LaunchSpec
 from onetrip.tiers.jail import JailTier
@@ -150,8 +150,18 @@ def test_an_adopted_zygote_launches_more(run_dir, descendants, wait_until):
             "id": "two", "node": "bare", "meta": {}, "disk_bytes": 512 << 20, "inodes": 16384, "cpu": None,
             "workspace": "/workspace", "scratch": None, "uid": None,
         }  # fmt: skip
-        fds, node = await host.handle.launch(request, [])
-        assert (len(fds), node) == (7, "bare")
+        with pytest.raises(SandboxFailed, match="a host of another kind"):
+            await host.handle.launch({**request, "id": "odd"}, [0] * 7)
+        hierarchy = cgroup.probe()
+        with contextlib.ExitStack() as stack:
+            joined: tuple[int, ...] = ()
+            if hierarchy.version != "none":
+                group = cgroup.Group.create(hierarchy, "two", memory_bytes=1 << 30, processes=64)
+                stack.callback(group.remove)
+                joined = group.procs_fds
+            fds, node = await host.handle.launch(request, joined)
+            assert (len(fds), node) == (7, "bare")
+            host.handle.tell({"do": "forget", "id": "two"})
         control.close_all(fds)
         host.close()
         await host.handle.aclose()
@@ -223,7 +233,10 @@ def test_a_second_host_beside_the_first_is_turned_away(run_dir):
 
 
 def parent_of(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[1])
+    """0 for one that has ended meanwhile."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        return int(Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[1])
+    return 0
 
 
 @pytest.mark.spec("END-02", "ISO-12")

@@ -6,6 +6,7 @@ The island is linked under another name, as in the jail, and started with `pytho
 import contextlib
 import json
 import os
+import resource
 import selectors
 import signal
 import socket
@@ -22,7 +23,7 @@ PYTHON = os.environ.get("ONETRIP_TEST_PYTHON", sys.executable)  # to test the gu
 SOURCES = Path(wire.__file__).parent
 BOOT = """
 import sys, os
-island, site, imports, forks = sys.argv[1], sys.argv[2], sys.argv[3].split(), int(sys.argv[4])
+island, site, imports = sys.argv[1], sys.argv[2], sys.argv[3].split()
 sys.path.append(island)
 if site:
     sys.path.append(site)
@@ -30,16 +31,23 @@ from ot_island.guest import loop
 loop.prepare(imports)
 loop.hide()
 sys.path.remove(island)
-if forks:
-    import gc
-    gc.collect(); gc.freeze()
-    pid = os.fork()
-    if pid:
-        os.close(3)
-        os._exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) & 255)
-    loop.after_fork()
+import ctypes, gc
+gc.collect(); gc.freeze()
+places = loop.arm(own_pid=None)
+pid = os.fork()
+if pid:
+    os.close(3)
+    os._exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) & 255)
+for address, size in places:  # as a zygote's node has it done by the kernel
+    ctypes.memmove(address, os.urandom(size), size)
 loop.serve(3, ("none",))
 """
+
+
+def descendants(pid: int) -> list[int]:
+    """A process's children, and theirs."""
+    children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return [*children, *(below for child in children for below in descendants(child))]
 
 
 def link_island(directory: Path) -> Path:
@@ -59,7 +67,10 @@ class GuestDied(Exception):
 class GuestProcess:
     """One guest. `run` gives {"stdout", "stderr", "displays", "done", "events"}; text decoded strictly."""
 
-    def __init__(self, *, python: str = PYTHON, site: str = "", imports: str = "", session: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self, *, python: str = PYTHON, site: str = "", imports: str = "", session: dict[str, Any] | None = None,
+        rlimits: dict[int, int] | None = None,
+    ) -> None:  # fmt: skip
         self._exit = contextlib.ExitStack()
         scratch = Path(self._exit.enter_context(tempfile.TemporaryDirectory(prefix="guest-")))
         self.work = scratch / "work"
@@ -69,7 +80,7 @@ class GuestProcess:
         err, err_w = os.pipe()
         # fd 3 by dup2 in the child, before exec; pass_fds keeps numbers as they are, so a small shell-free launcher does it
         launcher = "import os,sys;os.dup2(int(sys.argv[1]),3);os.set_inheritable(3,True);os.execv(sys.argv[2],sys.argv[2:])"
-        command = [python, "-I", "-S", "-c", BOOT, str(link_island(scratch)), site, imports, "1"]
+        command = [python, "-I", "-S", "-c", BOOT, str(link_island(scratch)), site, imports]
         self.process = subprocess.Popen(
             [sys.executable, "-I", "-S", "-c", launcher, str(theirs.fileno()), *command],
             stdin=subprocess.DEVNULL,
@@ -93,7 +104,11 @@ class GuestProcess:
                 died = os.read(err, 65536).decode(errors="replace")
                 raise GuestDied(f"before Ready: {died}")
         self.ready = message
-        self._send(wire.packets(wire.Hello(session or {"rlimits": {}, "modules": {"allow": None, "deny": []}})))
+        for child in descendants(self.process.pid):
+            for which, limit in (rlimits or {}).items():
+                resource.prlimit(child, which, (limit, limit))  # as the host does it
+        if session is not None:
+            self._send(wire.packets(wire.Hello(session)))
 
     def _send(self, packets: Any) -> None:
         for packet in packets:

@@ -1,6 +1,7 @@
 """The guest answers whatever the program did to the interpreter: broken builtins, hooks, forks, signals, policy."""
 
 import json
+import resource
 import signal
 
 import pytest
@@ -199,20 +200,8 @@ def test_alarm_that_is_left_over_reaches_the_next_cell(guest):
 # ---------------------------------------------------------------------------------------------------- limits and policy
 
 
-def test_limits_of_the_session_are_applied_before_the_first_cell():
-    with GuestProcess(
-        session={"rlimits": {"NOFILE": [64, 64], "FSIZE": [5000, 5000]}, "modules": {"allow": None, "deny": []}}
-    ) as guest:
-        assert done(guest, "import resource\n[resource.getrlimit(r) for r in (resource.RLIMIT_NOFILE, resource.RLIMIT_FSIZE)]")[
-            "value"
-        ] == [
-            [64, 64],
-            [5000, 5000],
-        ]
-
-
 def test_denied_modules_are_named_with_the_policy_also_when_they_are_loaded():
-    with GuestProcess(session={"rlimits": {}, "modules": {"allow": None, "deny": ["socket", "os"]}}) as guest:
+    with GuestProcess(session={"modules": {"allow": None, "deny": ["socket", "os"]}}) as guest:
         for code in ("import os", "import os.path", "from os import path", "import importlib\nimportlib.import_module('socket')"):
             got = done(guest, code)["error"]
             name = "socket" if "socket" in code else "os"
@@ -225,7 +214,7 @@ def test_denied_modules_are_named_with_the_policy_also_when_they_are_loaded():
 
 
 def test_allow_list_holds_for_the_program_and_its_own_modules_but_not_for_the_library():
-    with GuestProcess(session={"rlimits": {}, "modules": {"allow": ["json", "statistics"], "deny": []}}) as guest:
+    with GuestProcess(session={"modules": {"allow": ["json", "statistics"], "deny": []}}) as guest:
         (guest.work / "mine.py").write_text("import json\nvalue = 5")
         (guest.work / "sneaky.py").write_text("import socket")
         assert done(guest, "import json, statistics, mine\nmine.value")["value"] == 5
@@ -236,7 +225,7 @@ def test_allow_list_holds_for_the_program_and_its_own_modules_but_not_for_the_li
 
 @pytest.mark.slow
 def test_memory_error_is_answered_and_the_memory_is_free_again():
-    with GuestProcess(session={"rlimits": {"DATA": [400 << 20, 400 << 20]}, "modules": None}) as guest:
+    with GuestProcess(rlimits={resource.RLIMIT_DATA: 400 << 20}) as guest:
         got = done(guest, "def f():\n    held = []\n    while True: held.append(bytearray(1 << 20))\nf()")
         assert (got["limit"], got["error"]["type"], got["error"]["line"]) == ("memory", "MemoryError", 3)
         assert done(guest, "len(bytearray(200 << 20))")["value"] == 200 << 20

@@ -1,12 +1,15 @@
 """JSON forms, notebook text and parsing of cells, one by one and in this process."""
 
 import json
+import subprocess
 import sys
 from collections import Counter, OrderedDict, defaultdict, deque, namedtuple
 from datetime import UTC, date, datetime, time, tzinfo
 from decimal import Decimal
+from types import SimpleNamespace
 
 import pytest
+from guest_process import link_island
 
 from onetrip.guest import pretty, reseed, source, tracebacks, values
 
@@ -195,7 +198,45 @@ def test_shorten_keeps_both_ends_and_says_how_much_is_missing():
 
 def test_reseed_touches_only_what_is_loaded():
     seeded = []
-    fake = type("Random", (), {"set_state": lambda self, state: seeded.append((state[0], len(set(state[1])) > 600))})()
-    reseed.reseed({"numpy.random": fake, "other": sys})
-    assert seeded == [("MT19937", True)]
+    reseed.reseed({"numpy.random": SimpleNamespace(seed=lambda: seeded.append("numpy")), "other": sys})
+    assert seeded == ["numpy"]
     reseed.reseed({})
+
+
+FILL = """
+import ctypes, multiprocessing, os, random, sys
+from ot_island.guest import reseed
+if len(sys.argv) > 2:
+    random._inst = random.Random()  # not what the module's functions are methods of
+    class Odd(random.Random):
+        __slots__ = ()
+        def getstate(self):
+            state = super().getstate()
+            return (state[0], (1, *state[1][1:]), *state[2:])
+    random._inst = Odd(); random.seed = random._inst.seed; random.random = random._inst.random
+places = reseed.places(None)
+before = random.getstate()
+for address, size in places:
+    ctypes.memmove(address, b"\x01" * size, size)
+key = multiprocessing.current_process().authkey
+draws = [random.random() for _ in range(3)]
+reseed.finish()
+print(len(places), key == b"\x01" * 32, sum(random._inst.getstate()[1][:-1]) != 0, draws)
+"""
+
+
+def test_random_state_lies_where_the_fork_has_it_filled(tmp_path):
+    """Two processes whose places hold the same bytes draw the same numbers: nothing else is in it."""
+    link_island(tmp_path)
+    command = [sys.executable, "-c", "import sys; sys.path.append(sys.argv[1]);" + FILL, str(tmp_path)]
+    first, second = (subprocess.run(command, capture_output=True, text=True, check=True).stdout for _ in range(2))
+    assert first == second
+    assert first.startswith("2 True True")
+
+
+def test_state_that_lies_elsewhere_is_drawn_by_a_call_instead(tmp_path):
+    link_island(tmp_path)
+    command = [sys.executable, "-c", "import sys; sys.path.append(sys.argv[1]);" + FILL, str(tmp_path), "odd"]
+    first, second = (subprocess.run(command, capture_output=True, text=True, check=True).stdout for _ in range(2))
+    assert first.startswith("1 True True")
+    assert first != second

@@ -28,7 +28,7 @@ from onetrip.wire import (
 
 READY = Ready(wire.VERSION, "3.11.2", ("seccomp",))
 HOST_MESSAGES = [
-    Hello({"rlimits": {"CORE": [0, 0]}, "modules": {"allow": None, "deny": []}}),
+    Hello({"modules": {"allow": None, "deny": []}}),
     Execute("nonce", 1, False, (b"1 + 1", b"{}")),
     Execute("n", 2, True, (b"x" * 200_000, b"")),
     Shutdown(),

@@ -55,6 +55,7 @@ class FakeSandbox:
         self.interrupted = asyncio.Event()
         self.dies_when_killed = True
         self.applied: Limits | None = None
+        self.ends_before_limits = False
         self._callback: Callable[[Exit], None] | None = None
         self._exit: Exit | None = None
         self.protocol = wire.GuestProtocol()
@@ -65,10 +66,9 @@ class FakeSandbox:
     def isolation(self, held):
         return Isolation("fake", "strict", (*held, "more"))
 
-    def rlimits(self, limits):
-        return {"NOFILE": (1, 2)}
-
     def apply(self, limits):
+        if self.ends_before_limits:
+            raise ProcessLookupError("the guest's process has ended")
         self.applied = limits
 
     def interrupt(self):
@@ -149,7 +149,6 @@ def play(tmp_path, monkeypatch):
                 await starting
                 if greet:
                     one.greet(Limits(), Policy())
-                    assert isinstance(await sandbox.receive(), wire.Hello)
                 async with asyncio.timeout(20):
                     await test(one, sandbox)
             finally:
@@ -199,7 +198,7 @@ def test_the_guest_is_told_limits_and_policy_once(play):
     async def test(one, sandbox):
         one.greet(Limits(memory_mb=64), Policy(modules=ModulePolicy(allow=("json",), deny=("os",))))
         hello = await sandbox.receive()
-        assert hello == wire.Hello({"rlimits": {"NOFILE": [1, 2]}, "modules": {"allow": ["json"], "deny": ["os"]}})
+        assert hello == wire.Hello({"modules": {"allow": ["json"], "deny": ["os"]}})
         assert sandbox.applied == Limits(memory_mb=64)
 
     play(test, greet=False)
@@ -247,8 +246,8 @@ def test_a_guest_that_says_nothing_is_given_up(tmp_path, monkeypatch):
 
 def test_a_guest_that_died_in_the_pool_is_a_failed_sandbox(play):
     async def test(one, sandbox):
-        sandbox.guest.close()
-        with pytest.raises(SandboxFailed, match="limits could not be set"):
+        sandbox.ends_before_limits = True
+        with pytest.raises(SandboxFailed, match="limits could not be set: the guest's process has ended"):
             one.greet(Limits(), Policy())
 
     play(test, greet=False)

@@ -1,23 +1,25 @@
 """The guest's life: what a zygote prepares, what a fork renews, and the loop that serves one session.
 
 prepare()     in the zygote, any number of times: import, join libraries to our displays, use everything once
-hide()        in the zygote, last: our modules disappear from sys.modules, the program sees a clean interpreter
-after_fork()  in the child: randomness of its own
+hide()        in the zygote: our modules disappear from sys.modules, the program sees a clean interpreter
+arm()         in the zygote, last: everything of a session that needs nothing of its own; where random state lies
 serve()       in the child: Ready, Hello, cells; never returns
+
+The later a page of memory is touched, the fewer processes pay for a copy of it; so what can be done before the fork is done in
+`arm`, in a process that will run nothing but forks from then on.
 """
 
 import builtins
 import importlib
 import linecache
 import os
-import resource
 import sys
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from os import register_at_fork
 from posix import _exit as exit_process  # pyright: ignore[reportPrivateUsage]  # its public name is os._exit
 from posix import getpid
-from typing import Any, Final, NoReturn
+from typing import Final, NoReturn
 
 from .. import wire
 from . import reseed, stdin, warmup
@@ -59,9 +61,8 @@ class _Guest:
         self.streams.pass_on()  # the host reads what the pipes hold before it takes a message
         return self.channel is not None and self.channel.display(data, is_result)
 
-    def start(self, channel: Channel) -> None:
-        """In the process of the session: become its stdout, stderr and `__main__`."""
-        self.channel = channel
+    def arm(self) -> None:
+        """In the zygote: become the stdout, stderr and `__main__` of every process forked from here on."""
         sys.modules["__main__"] = self.runner.start()
         self.streams.install()
         self.listener.listen()
@@ -70,6 +71,13 @@ class _Guest:
         sys.argv = [""]
         if sys.path[:1] != [""]:
             sys.path.insert(0, "")
+
+    def start(self, channel_fd: int) -> Channel:
+        """In the process of the session."""
+        channel = self.channel = Channel(channel_fd)
+        self.runner.own()
+        self.listener.wrote = False
+        return channel
 
     def touch(self) -> None:
         """Run an empty cell: the memory that every cell writes to is copied now, while nobody waits, and not in the first run."""
@@ -111,21 +119,26 @@ def hide() -> None:
         del sys.modules[name]
 
 
-def after_fork() -> None:
-    """In the forked child, before anything of the program."""
-    reseed.reseed()
+def arm(*, own_pid: int | None) -> tuple[tuple[int, int], ...]:
+    """In the zygote, after its last import and after `gc.freeze`, so that what is made here is the session's to be freed.
+
+    `own_pid`: the id that every fork will have in its own PID namespace; None where that is not known. Returns the places
+    (address, bytes) that need random bytes in each fork.
+    """
+    forget_zygote()
+    _made[-1].arm()
+    return reseed.places(own_pid)
 
 
 def serve(channel_fd: int, held: tuple[str, ...]) -> NoReturn:
     """Serve one session on this socket until the host says `Shutdown` or is gone. `held` goes into `Ready`.
 
-    Precondition: `prepare` was called, here or before the fork; 0 is /dev/null, 1 and 2 are the pipes, the working directory
-    is the workspace.
+    Precondition: `arm` was called before the fork, and the places it gave were filled; 0 is /dev/null, 1 and 2 are the pipes,
+    the working directory is the workspace.
     """
-    forget_zygote()
     guest = _made.pop()
-    channel = Channel(channel_fd)
-    guest.start(channel)
+    channel = guest.start(channel_fd)
+    reseed.finish()
     guest.touch()
     channel.send(wire.Ready(wire.VERSION, _PYTHON, held))
     while True:
@@ -133,7 +146,6 @@ def serve(channel_fd: int, held: tuple[str, ...]) -> NoReturn:
             case wire.Execute() as execute:
                 _execute(execute, guest.runner, channel)
             case wire.Hello(session):
-                _apply_limits(session.get("rlimits") or {})
                 if policy := ModulePolicy.of(session):
                     policy.install()
                     guest.runner.accept_builtins()
@@ -192,8 +204,3 @@ def _execute(execute: wire.Execute, runner: Runner, channel: Channel) -> None:
         channel.send(wire.Done(execute.run, (body,)))
     except BaseException:  # noqa: BLE001  # without an answer the host must see an end
         exit_process(70)
-
-
-def _apply_limits(limits: Mapping[str, Any]) -> None:
-    for name, (soft, hard) in limits.items():
-        resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (soft, hard))

@@ -77,11 +77,17 @@ class Runner:
         self._value: Any = None  # result of the cell that runs
         self._space: dict[str, Any] = {}
 
-    def start(self) -> ModuleType:
-        """In the process that will run cells: make its `__main__`. Signals are blocked from here on, but while a cell runs."""
-        block_all()
+    def own(self) -> None:
+        """In the process that will run cells."""
         self._pid = getpid()
-        # Made here and not in the zygote, which freezes what it has: the collector must be able to free it at the end.
+
+    def start(self) -> ModuleType:
+        """Make the `__main__` of the cells. Signals are blocked from here on, but while a cell runs.
+
+        A zygote calls it after it has frozen what it has: the collector must be able to free the program's objects at their end.
+        """
+        block_all()
+        self.own()
         main = ModuleType("__main__")
         self._space = vars(main)
         # As in the __main__ of `python -c`.

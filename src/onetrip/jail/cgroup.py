@@ -48,6 +48,11 @@ class Hierarchy:
         """What holds a limit, as reported with each result."""
         return tuple(f"cgroup-{self.version}:{name}" for name in self.places if name != "cpuacct")
 
+    @property
+    def groups(self) -> int:
+        """How many folders a group has, which is how many files a process writes to in order to join it."""
+        return len({self.base(controller) for controller in self.places})
+
     def base(self, controller: str) -> str:
         return f"{self.places[controller]}/onetrip-{os.geteuid()}"
 

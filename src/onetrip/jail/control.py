@@ -34,7 +34,11 @@ def limit_sends(sock: socket.socket) -> None:
 
 def send(sock: socket.socket, message: Mapping[str, Any], fds: Sequence[int] = ()) -> None:
     """Send one message; the caller keeps its own descriptors. Raises Closed when the peer is gone or does not read."""
-    data = json.dumps(message).encode()
+    send_raw(sock, json.dumps(message).encode(), fds)
+
+
+def send_raw(sock: socket.socket, data: bytes, fds: Sequence[int]) -> None:
+    """The same with any bytes for a message."""
     if len(data) > MAX_BYTES or len(fds) > MAX_FDS:
         raise ValueError(f"a control message of {len(data)} bytes with {len(fds)} descriptors is too large")
     try:
@@ -49,6 +53,12 @@ def receive(sock: socket.socket) -> tuple[dict[str, Any], list[int]]:
 
     Where this process may open no more descriptors the message comes without any.
     """
+    data, fds = receive_raw(sock)
+    return json.loads(data), fds
+
+
+def receive_raw(sock: socket.socket) -> tuple[bytes, list[int]]:
+    """The same for any bytes."""
     try:
         data, fds, flags, _address = socket.recv_fds(sock, MAX_BYTES, MAX_FDS, socket.MSG_CMSG_CLOEXEC)
     except ConnectionResetError as err:
@@ -59,7 +69,7 @@ def receive(sock: socket.socket) -> tuple[dict[str, Any], list[int]]:
     if flags & socket.MSG_CTRUNC:
         close_all(fds)
         fds = []
-    return json.loads(data), list(fds)
+    return data, list(fds)
 
 
 def close_all(fds: Sequence[int]) -> None:

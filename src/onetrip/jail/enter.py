@@ -10,24 +10,24 @@ Three processes enter, one after the other, and each gives up what the next must
 
 Every step either holds or raises `StepFailed` with its name and errno, and the process that tried it ends: there is no sandbox
 with a step missing. The order inside a list is part of the design; each line says why it stands where it does.
+Room and runner are lists of system calls made ready beforehand, which run with nothing of Python between them (`calls`).
 
 At level `reduced` there are no namespaces: `house` only opens, `room` does not exist, and the runner relies on Landlock, on the
 stricter filter (no child processes, no sockets but AF_UNIX), and on rlimits.
 """
 
 import contextlib
-import importlib
 import os
 import resource
 import signal
+import socket
+import struct
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal, NoReturn
+from typing import Any, Final, Literal
 
-from . import landlock, mounts, seccomp, syscalls
-
-# The C functions: the wrappers in `signal` touch memory that a freshly forked process shares until then.
-_c_signal: Any = importlib.import_module("_signal")
+from . import calls, landlock, mounts, seccomp, syscalls
+from .steps import step
 
 Level = Literal["strict", "reduced"]
 GUEST_UID: Final = 1000  # what the program sees; which uid it is outside depends on who started the zygote
@@ -37,33 +37,10 @@ _HOUSE_NAMESPACES: Final = ROOM_NAMESPACES | syscalls.CLONE_NEWUSER
 
 NOFILE: Final = 1024  # also bounds memory hidden in socket buffers: 512 pairs x 208 KiB, net.core.wmem_default
 STACK_BYTES: Final = 8 << 20
+CPU_SET_BYTES: Final = 128  # cpu_set_t
+UID_TEXT: Final = "99999"  # stands for an id of the same length: see `room`
 WRITABLE: Final = (mounts.WORKSPACE, "/tmp", mounts.HOME, "/dev/shm")
 DEVICES: Final = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
-
-
-class StepFailed(Exception):
-    """A step of the jail could not be done; the process that raised this must end. `step` names it, `errno` is the kernel's."""
-
-    def __init__(self, step: str, errno: int, detail: str) -> None:
-        super().__init__(f"{step}: {detail}")
-        self.step, self.errno, self.detail = step, errno, detail
-
-
-class step:  # noqa: N801 - reads as a statement: `with step("…"):`
-    """Name what is done; an OSError inside becomes StepFailed. A class, not a generator: each page that a runner touches first
-    costs it a copy."""
-
-    __slots__ = ("_name",)
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-
-    def __enter__(self) -> None:
-        return
-
-    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
-        if isinstance(error, OSError):
-            raise StepFailed(self._name, error.errno or 0, str(error)) from error
 
 
 # ---------------------------------------------------------------------------------------------------- house
@@ -180,152 +157,145 @@ def write_maps(folder: str, uids: str, gids: str, *, deny_setgroups: bool) -> No
 
 @dataclass(frozen=True, slots=True)
 class RoomSpec:
-    """One sandbox. `uid` is its owner as the zygote's user namespace counts it: 0 where only one id is mapped."""
+    """What the rooms of one kind have in common. `has_own_uid`: each has an owner of its own, else all have the zygote's."""
 
     disk_bytes: int
     inodes: int
-    uid: int
-    landlock: bool
+    has_own_uid: bool
 
 
-@dataclass(frozen=True, slots=True)
-class RoomKeys:
-    """Descriptors that init leaves behind: the workspace and the sandbox's /proc for the host, a Landlock ruleset for the
-    runner (-1: none), and the names of what that ruleset holds."""
+def room(spec: RoomSpec, rules: landlock.Rules | None) -> calls.CallList:
+    """What init does, as the first process of new namespaces (`ROOM_NAMESPACES`), to make its room. Afterwards it only waits.
 
-    workspace: int
-    proc: int
-    ruleset: int
-    held: tuple[str, ...]
-
-
-def room(spec: RoomSpec) -> RoomKeys:
-    """Turn this first process of new namespaces (`ROOM_NAMESPACES`) into the sandbox's init. Afterwards it may only wait."""
-    with step("mount the workspace, scratch and /proc"):
-        mounts.mount_room(disk_bytes=spec.disk_bytes, inodes=spec.inodes, uid=spec.uid)
-    with step("bring up loopback"):
-        syscalls.bring_loopback_up()  # the program's own servers and clients work; there is nothing else to reach
-    with step("open the workspace"):
-        workspace = os.open(mounts.WORKSPACE, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    ruleset, held = -1, ()
-    if spec.landlock:
-        rules = landlock.ruleset(readonly=["/"], writable=WRITABLE, nodes=DEVICES)
+    The owner's id, as the zygote's user namespace counts, is `Later("uid")` among numbers and `UID_TEXT` within texts, so that
+    one list serves all rooms: see `init.Image`. Its message, on descriptor 1, is one byte with the descriptors of the workspace, of /proc and, with `rules`, of a Landlock
+    ruleset for the runner.
+    """
+    steps = calls.CallList()
+    uid: calls.Argument = calls.Later("uid") if spec.has_own_uid else 0
+    text = UID_TEXT if spec.has_own_uid else "0"
+    mounts.add_room(steps, disk_bytes=spec.disk_bytes, inodes=spec.inodes, uid=uid, uid_text=text)
+    syscalls.add_loopback(steps)  # the program's own servers and clients work; there is nothing else to reach
+    folder = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+    size = 16 + 4 * (2 if rules is None else 3)  # cmsg(3): a header, and the descriptors
+    sent = calls.Data(struct.pack("=QiiiiiQ", size, socket.SOL_SOCKET, socket.SCM_RIGHTS, -1, -1, -1, 0))
+    steps.add("open the workspace", "openat", syscalls.AT_FDCWD, mounts.WORKSPACE.encode(), folder, store=sent.at(16))
+    steps.add("open the workspace", "openat", syscalls.AT_FDCWD, b"/proc", folder, store=sent.at(20))
+    if rules is not None:
         # Here, where nobody waits: the runner only has to put itself under them.
-        with step("write the Landlock rules"), rules as (fd, held):
-            ruleset = os.dup(fd)
-    with step("give up the zygote's identity"):
-        if spec.uid:
-            os.setresgid(spec.uid, spec.uid, spec.uid)
-            os.setresuid(spec.uid, spec.uid, spec.uid)
-    with step("unshare the user namespace"):
-        # Last, so that the mounts belong to the zygote's namespace and the sandbox has no power over them, whatever it regains.
-        syscalls.unshare(syscalls.CLONE_NEWUSER)
-        syscalls.set_dumpable(True)  # changing ids made us undumpable, and then /proc/self is not ours to write
-        write_maps("/proc/self", f"{GUEST_UID} {spec.uid} 1", f"{GUEST_UID} {spec.uid} 1", deny_setgroups=True)
-    with step("die with the zygote"):
-        syscalls.set_pdeathsig(signal.SIGKILL)
-    with step("be out of reach of ptrace"):
-        syscalls.set_dumpable(False)
+        ruleset = rules.add_to(steps, "write the Landlock rules")
+        steps.add("write the Landlock rules", "dup", ruleset, store=sent.at(24))
+    if spec.has_own_uid:
+        steps.add("give up the zygote's identity", "setresgid", uid, uid, uid)
+        steps.add("give up the zygote's identity", "setresuid", uid, uid, uid)
+    # Last, so that the mounts belong to the zygote's namespace and the sandbox has no power over them, whatever it regains.
+    steps.add("unshare the user namespace", "unshare", syscalls.CLONE_NEWUSER)
+    # Changing ids made us undumpable, and then /proc/self is not ours to write.
+    steps.add("unshare the user namespace", "prctl", syscalls.PR_SET_DUMPABLE, 1)
+    for name, line in (("uid_map", f"{GUEST_UID} {text} 1"), ("setgroups", "deny"), ("gid_map", f"{GUEST_UID} {text} 1")):
+        opened = steps.add("map the user", "openat", syscalls.AT_FDCWD, f"/proc/self/{name}".encode(), os.O_WRONLY | os.O_CLOEXEC)
+        steps.add("map the user", "write", opened, line.encode(), len(line))
+    steps.add("die with the zygote", "prctl", syscalls.PR_SET_PDEATHSIG, int(signal.SIGKILL))
+    steps.add("be out of reach of ptrace", "prctl", syscalls.PR_SET_DUMPABLE, 0)
     # Orphans are reaped by the kernel (wait(2), SIGCHLD ignored), and no signal from inside the namespace reaches a first process
     # without handlers (pid_namespaces(7)).
-    _c_signal.signal(signal.SIGCHLD.value, signal.SIG_IGN.value)
-    return RoomKeys(workspace, proc, ruleset, held)
-
-
-def wait_for_ever() -> NoReturn:
-    """What init does from then on. Its death is the death of everything in its PID namespace."""
-    while True:
-        signal.pause()
+    ignore = calls.Data(struct.pack("QQQQ", int(signal.SIG_IGN), 0, 0, 0))
+    steps.add("leave orphans to the kernel", "rt_sigaction", int(signal.SIGCHLD), ignore.at(0), 0, 8)
+    said = calls.Data(b"." + bytes(7))
+    parts = calls.Data(bytes(8) + struct.pack("Q", 1), {0: said.at(0)})
+    message = calls.Data(struct.pack("QQQQQQQ", 0, 0, 0, 1, 0, size, 0), {16: parts.at(0), 32: sent.at(0)})
+    steps.add("hand over the room", "sendmsg", 1, message.at(0), 0)
+    steps.add("close everything", "close_range", 0, 0xFFFFFFFF, 0)
+    return steps
 
 
 # ---------------------------------------------------------------------------------------------------- runner
 
 
 @dataclass(frozen=True, slots=True)
-class RunnerSpec:
-    """What the runner takes with it: descriptors by name, donated, and where it may go."""
+class RunnerKind:
+    """What the steps of all runners of one node depend on."""
 
     level: Level
-    channel: int
-    stdout: int
-    stderr: int
-    cgroup_procs: Sequence[int]
-    init_pidfd: int  # -1 without a room
-    ruleset: int  # Landlock rules made in the room; -1 without them
-    workspace: str
-    readonly: Sequence[str]  # without a room, as is all from here on: what the runner may read
-    scratch: str | None  # its place for temporary files
-    uid: int | None  # the id to become, when the zygote is root
-    cpu: int | None  # pin to this CPU: where no cgroup bounds the share
+    groups: int  # how many control groups each joins
+    is_bound: bool  # there is a Landlock ruleset to enter
+    uid: int | None  # without a room: the id to become, when the zygote is root
+    pins: bool  # to one CPU: where no control group bounds the share
+
+    @property
+    def donated(self) -> tuple[str, ...]:
+        """The descriptors that a request for a runner brings, in their order."""
+        groups = tuple(f"group{number}" for number in range(self.groups))
+        place = ("init",) if self.level == "strict" else ("workspace",)
+        return ("channel", "stdout", "stderr", *groups, *place, *(("ruleset",) if self.is_bound else ()))
 
 
-def runner(spec: RunnerSpec) -> tuple[str, ...]:
-    """Close the jail around this process; afterwards it may run user code. Returns the mechanisms that hold.
+def runner(
+    kind: RunnerKind, fds: Mapping[str, calls.Place], cpus: calls.Place, seeds: Sequence[tuple[int, int]]
+) -> calls.CallList:
+    """Close the jail around a process that a node has just forked; afterwards it may run user code.
 
-    Preconditions: just forked into init's PID namespace, single-threaded. Ends with descriptors 0 to 3 only: /dev/null, the two
-    output pipes, the channel.
+    `fds`: where the numbers of the donated descriptors are found. `cpus`: the set to be pinned to (`CPU_SET_BYTES`). `seeds`:
+    places in this process's memory (address, bytes) that get random bytes.
+    Preconditions: in init's PID namespace; one thread. Ends with descriptors 0 to 3 only: /dev/null, the two output pipes, the
+    channel. At level `reduced` the last step is left to `finish_reduced`.
     """
-    held = ["rlimits"]  # `bound_node` set them
-    reduced = spec.level == "reduced"
-    if spec.cgroup_procs:
-        with step("join the control groups"):
-            for fd in spec.cgroup_procs:
-                os.write(fd, b"0")  # cgroup v1 and v2: "0" is the writing process
+    steps = calls.CallList()
+    reduced = kind.level == "reduced"
+    for number in range(kind.groups):
+        # cgroup v1 and v2: "0" is the writing process
+        steps.add_pointed("join the control groups", "write", fds[f"group{number}"], b"0", 1)
     if not reduced:
-        with step("join the room's namespaces"):
-            # In this order: joining the user namespace gives up what the others need.
-            syscalls.setns(spec.init_pidfd, _JOINED)
-            syscalls.setns(spec.init_pidfd, syscalls.CLONE_NEWUSER)
-        if spec.cgroup_procs:
-            with step("unshare the cgroup namespace"):
-                syscalls.unshare(syscalls.CLONE_NEWCGROUP)
-            held.append("cgroupns")
-        with step("become the guest's user"):
-            os.setresgid(GUEST_UID, GUEST_UID, GUEST_UID)
-            os.setresuid(GUEST_UID, GUEST_UID, GUEST_UID)
-            syscalls.set_dumpable(True)  # /proc/self belongs to the program again, as ordinary programs expect
-        held += ["userns", "pidns", "mountns", "netns", "ipcns", "utsns"]
+        # In this order: joining the user namespace gives up what the others need.
+        steps.add_pointed("join the room's namespaces", "setns", fds["init"], _JOINED)
+        steps.add_pointed("join the room's namespaces", "setns", fds["init"], syscalls.CLONE_NEWUSER)
+        if kind.groups:
+            steps.add("unshare the cgroup namespace", "unshare", syscalls.CLONE_NEWCGROUP)
+        steps.add("become the guest's user", "setresgid", GUEST_UID, GUEST_UID, GUEST_UID)
+        steps.add("become the guest's user", "setresuid", GUEST_UID, GUEST_UID, GUEST_UID)
+        # /proc/self belongs to the program again, as ordinary programs expect
+        steps.add("become the guest's user", "prctl", syscalls.PR_SET_DUMPABLE, 1)
+        steps.add("enter the workspace", "chdir", mounts.WORKSPACE.encode())
     else:
-        with step("die with the zygote node"):
-            syscalls.set_pdeathsig(signal.SIGKILL)
-        if spec.scratch is not None:
-            os.environ.update(TMPDIR=spec.scratch, HOME=spec.scratch, MPLCONFIGDIR=spec.scratch, XDG_CACHE_HOME=spec.scratch)
-    with step("start a session of its own"):
-        os.setsid()
-    if spec.cpu is not None:
-        with step("pin to one CPU"):
-            os.sched_setaffinity(0, {spec.cpu})
-        held.append("affinity")
-    with step("enter the workspace"):
-        os.chdir(spec.workspace)
-        os.umask(0o022)
-    with step("bound the number of descriptors"):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (NOFILE, NOFILE))  # here: a node needs one per runner of its own
-    with step("forbid new privileges"):
-        syscalls.set_no_new_privs()
-    held += ["no_new_privs", "no_caps"]
-    if spec.ruleset >= 0:
-        with step("enter the Landlock domain"):
-            landlock.enforce(spec.ruleset)
-    elif reduced:
-        with step("enter the Landlock domain"):
-            writable = [spec.workspace, spec.scratch or spec.workspace]
-            held += landlock.restrict(readonly=spec.readonly, writable=writable, nodes=DEVICES, tcp=True)
-        if spec.uid is not None:
-            with step("become another user than root"):
-                os.setgroups([])
-                os.setresgid(spec.uid, spec.uid, spec.uid)
-                os.setresuid(spec.uid, spec.uid, spec.uid)
-    with step("put the descriptors in place"):
-        _arrange_descriptors(spec)
-    with step("drop every capability"):
-        syscalls.drop_capabilities()
+        steps.add("die with the zygote", "prctl", syscalls.PR_SET_PDEATHSIG, int(signal.SIGKILL))
+        steps.add_pointed("enter the workspace", "fchdir", fds["workspace"])
+    steps.add("start a session of its own", "setsid")
+    steps.add("enter the workspace", "umask", 0o022)
+    if kind.pins:
+        steps.add("pin to one CPU", "sched_setaffinity", 0, CPU_SET_BYTES, cpus)
+    # here: a node may need more of them
+    steps.add("bound the number of descriptors", "prlimit64", 0, resource.RLIMIT_NOFILE, _pair(NOFILE), 0)
+    steps.add("forbid new privileges", "prctl", syscalls.PR_SET_NO_NEW_PRIVS, 1)
+    if kind.is_bound:
+        steps.add_pointed("enter the Landlock domain", "landlock_restrict_self", fds["ruleset"], 0)
+    if reduced and kind.uid is not None:
+        steps.add("become another user than root", "setgroups", 0, 0)
+        steps.add("become another user than root", "setresgid", kind.uid, kind.uid, kind.uid)
+        steps.add("become another user than root", "setresuid", kind.uid, kind.uid, kind.uid)
+        # changing ids cleared it
+        steps.add("die with the zygote", "prctl", syscalls.PR_SET_PDEATHSIG, int(signal.SIGKILL))
+    _add_descriptors(steps, fds)
+    syscalls.add_drop_capabilities(steps)
+    for address, size in seeds:
+        steps.add("draw random numbers", "getrandom", address, size, 0)
+    if not reduced:  # there it names its own process, so it comes after the fork
+        seccomp.add_to(steps, "install the system call filter")
+    return steps
+
+
+def held_by_runner(kind: RunnerKind) -> tuple[str, ...]:
+    """The mechanisms that hold around a process that has done all steps of `runner`; the Landlock rules' own are not in it."""
+    held = ["rlimits"]  # `bound_node` set most of them
+    if kind.level == "strict":
+        held += [*(["cgroupns"] if kind.groups else []), "userns", "pidns", "mountns", "netns", "ipcns", "utsns"]
+    held += ["affinity"] if kind.pins else []
+    return (*held, "no_new_privs", "no_caps", "seccomp")
+
+
+def finish_reduced() -> None:
+    """The last step of a runner at level `reduced`. The filter allows signals to the process itself, so it holds its pid."""
     with step("install the system call filter"):
-        program = seccomp.program(reduced=reduced)
-        seccomp.install(seccomp.bind_own_pid(program, os.getpid()) if reduced else program)
-    held.append("seccomp")
-    return tuple(held)
+        seccomp.install(seccomp.bind_own_pid(seccomp.program(reduced=True), os.getpid()))
 
 
 def bound_node() -> None:
@@ -349,10 +319,17 @@ _BASE_RLIMITS: Final[Mapping[str, tuple[int, int]]] = {
 }
 
 
-def _arrange_descriptors(spec: RunnerSpec) -> None:
-    null = os.open("/dev/null", os.O_RDONLY)
+def _add_descriptors(steps: calls.CallList, fds: Mapping[str, calls.Place]) -> None:
+    step = "put the descriptors in place"
+    null = steps.add(step, "openat", syscalls.AT_FDCWD, b"/dev/null", os.O_RDONLY | os.O_CLOEXEC)
     # Copies above the range first, so that no target is overwritten before it was moved.
-    moved = [os.dup2(fd, 512 + at, inheritable=False) for at, fd in enumerate((null, spec.stdout, spec.stderr, spec.channel))]
-    for at, fd in enumerate(moved):
-        os.dup2(fd, at, inheritable=at < 3)
-    os.closerange(4, NOFILE * 64)
+    steps.add(step, "dup3", null, 512, os.O_CLOEXEC)
+    for at, name in enumerate(("stdout", "stderr", "channel"), 513):
+        steps.add_pointed(step, "dup3", fds[name], at, os.O_CLOEXEC)
+    for at in range(4):
+        steps.add(step, "dup3", 512 + at, at, 0 if at < 3 else os.O_CLOEXEC)
+    steps.add(step, "close_range", 4, 0xFFFFFFFF, 0)
+
+
+def _pair(limit: int) -> calls.Place:
+    return calls.Data(struct.pack("QQ", limit, limit)).at(0)  # struct rlimit: soft, hard

@@ -8,15 +8,15 @@ userspace-api/landlock, "Current limitations"), and before ABI 9 so is connectin
 call filter refuses those that change anything.
 """
 
-import contextlib
 import os
 import stat
 import struct
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from errno import EINVAL, ENOSYS, EOPNOTSUPP
 from typing import Final
 
-from . import syscalls
+from . import calls, syscalls
 
 # linux/landlock.h, LANDLOCK_ACCESS_FS_*
 EXECUTE, WRITE_FILE, READ_FILE, READ_DIR = 1 << 0, 1 << 1, 1 << 2, 1 << 3
@@ -31,6 +31,7 @@ _FOR_FILES: Final = (
 _NEVER: Final = MAKE_CHAR | MAKE_BLOCK | IOCTL_DEV | RESOLVE_UNIX
 _TCP_BIND_AND_CONNECT: Final = 0b11  # LANDLOCK_ACCESS_NET_*, from ABI 4
 _SCOPE_ABSTRACT_UNIX, _SCOPE_SIGNAL = 0b01, 0b10  # from ABI 6
+_PATH_BENEATH: Final = 1  # LANDLOCK_RULE_PATH_BENEATH
 
 
 def abi() -> int:
@@ -43,33 +44,63 @@ def abi() -> int:
         raise
 
 
-@contextlib.contextmanager
-def ruleset(
-    *, readonly: Sequence[str], writable: Sequence[str], nodes: Sequence[str] = (), tcp: bool = False
-) -> Generator[tuple[int, tuple[str, ...]], None, None]:
-    """A ruleset's descriptor, ready for `enforce`, and the names of what it holds; no descriptor is left open.
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What a ruleset says: `attributes` is what the kernel is asked to refuse, `paths` what is allowed beneath which file.
 
-    `readonly`: read, list and execute. `writable`: everything but device nodes and ioctls on devices. `nodes`: existing devices,
-    to be read and written. `tcp`: also refuse every TCP bind and connect (held from ABI 4 on).
-    The rules belong to the files that the paths lead to at this moment: make mounts first.
-    Raises OSError for a path that is not there.
+    `held` names what holds once a process is under them.
+    """
+
+    attributes: bytes  # struct landlock_ruleset_attr, as much of it as this kernel knows
+    paths: tuple[tuple[str, int], ...]
+    held: tuple[str, ...]
+
+    def add_to(self, steps: calls.CallList, step: str) -> calls.Result:
+        """Add the calls that make the ruleset; the result is its descriptor. The paths are looked up when the list runs."""
+        attributes = calls.Data(self.attributes)
+        ruleset = steps.add(step, "landlock_create_ruleset", attributes.at(0), len(self.attributes), 0)
+        for path, allowed in self.paths:
+            rule = calls.Data(struct.pack("=QiI", allowed, -1, 0))  # struct landlock_path_beneath_attr
+            steps.add(step, "openat", syscalls.AT_FDCWD, os.fsencode(path), os.O_PATH | os.O_CLOEXEC, store=rule.at(8))
+            steps.add(step, "landlock_add_rule", ruleset, _PATH_BENEATH, rule.at(0), 0)
+            steps.add_pointed(step, "close", rule.at(8))
+        return ruleset
+
+
+def rules(*, readonly: Sequence[str], writable: Sequence[str], nodes: Sequence[str] = (), tcp: bool = False) -> Rules:
+    """Rules for this kernel.
+
+    `readonly` folders: read, list and execute. `writable` folders: everything but device nodes and ioctls on devices. `nodes`:
+    existing devices, to be read and written. `tcp`: also refuse every TCP bind and connect (held from ABI 4 on).
+    A path may also be a file. Raises OSError where there is no Landlock, or for a path that is not there.
     """
     known = min(abi(), _NEWEST_ABI)
     if not known:
         raise OSError(ENOSYS, "landlock_create_ruleset: the kernel has no Landlock")
     handled = (1 << _RIGHTS_OF_ABI[known]) - 1
-    fd, held = _create(known, handled, tcp=tcp)
+    attributes, held = _attributes(known, handled, tcp=tcp)
+    paths: list[tuple[str, int]] = []
+    for listed, allowed in (
+        (readonly, EXECUTE | READ_FILE | READ_DIR),
+        (writable, handled & ~_NEVER),
+        (nodes, READ_FILE | WRITE_FILE | TRUNCATE),
+    ):
+        for path in listed:
+            is_folder = stat.S_ISDIR(os.stat(path).st_mode)
+            paths.append((path, allowed & handled if is_folder else allowed & handled & _FOR_FILES))
+    return Rules(attributes, tuple(paths), held)
+
+
+def make(asked: Rules) -> int:
+    """The ruleset's descriptor, ready for `enforce`. Its rules belong to the files that the paths lead to at this moment."""
+    fd = syscalls.landlock_create_ruleset(asked.attributes, 0)
     try:
-        for paths, allowed in (
-            (readonly, EXECUTE | READ_FILE | READ_DIR),
-            (writable, handled & ~_NEVER),
-            (nodes, READ_FILE | WRITE_FILE | TRUNCATE),
-        ):
-            for path in paths:
-                _add(fd, path, allowed & handled)
-        yield fd, held
-    finally:
+        for path, allowed in asked.paths:
+            _add(fd, path, allowed)
+    except BaseException:
         os.close(fd)
+        raise
+    return fd
 
 
 def enforce(ruleset_fd: int) -> None:
@@ -80,37 +111,40 @@ def enforce(ruleset_fd: int) -> None:
 def restrict(
     *, readonly: Sequence[str], writable: Sequence[str], nodes: Sequence[str] = (), tcp: bool = False
 ) -> tuple[str, ...]:
-    """Build a ruleset and enforce it, as described at `ruleset`. Returns the names of what holds from here on."""
-    with ruleset(readonly=readonly, writable=writable, nodes=nodes, tcp=tcp) as (fd, held):
+    """Build a ruleset and enforce it, as described at `rules`. Returns the names of what holds from here on."""
+    asked = rules(readonly=readonly, writable=writable, nodes=nodes, tcp=tcp)
+    fd = make(asked)
+    try:
         enforce(fd)
-    return held
+    finally:
+        os.close(fd)
+    return asked.held
 
 
-def _create(known: int, handled: int, *, tcp: bool) -> tuple[int, tuple[str, ...]]:
+def _attributes(known: int, handled: int, *, tcp: bool) -> tuple[bytes, tuple[str, ...]]:
     net = _TCP_BIND_AND_CONNECT if tcp and known >= 4 else 0
     scoped = _SCOPE_ABSTRACT_UNIX | _SCOPE_SIGNAL if known >= 6 else 0
     # A kernel knows a prefix of `struct landlock_ruleset_attr`: 8 bytes, from ABI 4 on 16, from ABI 6 on 24.
     size = 24 if known >= 6 else 16 if known >= 4 else 8
+    attributes = struct.pack("QQQ", handled, net, scoped)[:size]
     try:
-        fd = syscalls.landlock_create_ruleset(struct.pack("QQQ", handled, net, scoped)[:size], 0)
+        os.close(syscalls.landlock_create_ruleset(attributes, 0))
     except OSError as err:
         if err.errno != EINVAL or not scoped:
             raise
         # Red Hat's 5.14 kernels announce ABI 6 and lack the scope of signals.
         scoped = _SCOPE_ABSTRACT_UNIX
-        fd = syscalls.landlock_create_ruleset(struct.pack("QQQ", handled, net, scoped), 0)
+        attributes = struct.pack("QQQ", handled, net, scoped)
     held = [f"landlock-abi{known}"]
     held += ["landlock-tcp"] if net else []
     held += ["landlock-abstract-unix"] if scoped & _SCOPE_ABSTRACT_UNIX else []
     held += ["landlock-signals"] if scoped & _SCOPE_SIGNAL else []
-    return fd, tuple(held)
+    return attributes, tuple(held)
 
 
 def _add(ruleset_fd: int, path: str, allowed: int) -> None:
     path_fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
     try:
-        if not stat.S_ISDIR(os.fstat(path_fd).st_mode):
-            allowed &= _FOR_FILES
         syscalls.landlock_add_path(ruleset_fd, allowed, path_fd)
     except OSError as err:
         raise OSError(err.errno, err.strerror, path) from err

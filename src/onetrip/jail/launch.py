@@ -11,6 +11,7 @@ import sys
 from typing import Final
 
 from . import enter
+from .steps import StepFailed
 
 # How our code is loaded where the package may not be imported as a whole: only the folder given as the first argument, under a
 # name of its own, so that nothing called `onetrip` ever exists inside of a sandbox. A constant: no value is built into it.
@@ -36,7 +37,7 @@ def main(spec_fd: str, status_fd: str, *donated: str) -> None:
             if child == 0:
                 os.setsid()
                 os.execve(spec.argv[0], list(spec.argv), dict(spec.environ))  # noqa: S606 - no shell is wanted
-    except enter.StepFailed as err:
+    except StepFailed as err:
         _report(status, err.step, err.errno, err.detail)
         os._exit(1)
     except (OSError, ValueError, KeyError) as err:

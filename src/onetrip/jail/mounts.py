@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from . import syscalls
+from . import calls, syscalls
 
 ISLAND: Final = "/opt/island"  # our own guest and jail code
 PREFIX: Final = "/opt/python"  # an interpreter that is not the system's own
@@ -255,19 +255,19 @@ def _copy(source: int, target: str) -> None:
     os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
-def mount_room(*, disk_bytes: int, inodes: int, uid: int) -> None:
+def add_room(steps: calls.CallList, *, disk_bytes: int, inodes: int, uid: calls.Argument, uid_text: str) -> None:
     """The writable places and the /proc of one sandbox, mounted over the shared root.
 
     Two tmpfs, each of `disk_bytes` and `inodes`: the workspace, and one for scratch (/tmp, the home directory, /dev/shm).
-    `uid` is the owner as the zygote's user namespace counts it. /proc shows only processes, and only this sandbox's.
+    `uid`, as number and as text, is the owner as the zygote's user namespace counts it. /proc shows only processes, and only this sandbox's.
     """
+    step = "mount the workspace, scratch and /proc"
     flags = syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC
-    options = f"size={disk_bytes},nr_inodes={inodes},uid={uid},gid={uid},mode=0755"
-    syscalls.mount("workspace", WORKSPACE, "tmpfs", flags, options)
-    syscalls.mount("scratch", "/tmp", "tmpfs", flags, options)
-    for folder, target in (("home", HOME), ("shm", "/dev/shm")):
-        path = f"/tmp/.{folder}"
-        os.mkdir(path, 0o700)
-        os.chown(path, uid, uid)
-        syscalls.mount(path, target, None, syscalls.MS_BIND, None)
-    syscalls.mount("proc", "/proc", "proc", flags, "hidepid=2,subset=pid")
+    options = f"size={disk_bytes},nr_inodes={inodes},uid={uid_text},gid={uid_text},mode=0755".encode()
+    steps.add(step, "mount", b"workspace", WORKSPACE.encode(), b"tmpfs", flags, options)
+    steps.add(step, "mount", b"scratch", b"/tmp", b"tmpfs", flags, options)
+    for folder, target in ((b"/tmp/.home", HOME.encode()), (b"/tmp/.shm", b"/dev/shm")):
+        steps.add(step, "mkdirat", syscalls.AT_FDCWD, folder, 0o700)
+        steps.add(step, "fchownat", syscalls.AT_FDCWD, folder, uid, uid, 0)
+        steps.add(step, "mount", folder, target, 0, syscalls.MS_BIND, 0)
+    steps.add(step, "mount", b"proc", b"/proc", b"proc", flags, b"hidepid=2,subset=pid")

@@ -18,7 +18,7 @@ import struct
 from errno import ENOSYS, EPERM
 from typing import Final
 
-from . import syscalls
+from . import calls, syscalls
 from .policy import ALLOW, OWN_PID, REDUCED, Allow, OneOf, Rule, Switch
 from .refusals import REFUSE
 
@@ -77,6 +77,13 @@ def bind_own_pid(filter_program: bytes, pid: int) -> bytes:
         if code == _JEQ and operand == OWN_PID:
             _INSTRUCTION.pack_into(bound, at, code, yes, no, pid)
     return bytes(bound)
+
+
+def add_to(steps: calls.CallList, step: str) -> None:
+    """Put the process that runs the list under the filter of level `strict`, as `install` does."""
+    code = program()
+    fprog = calls.Data(struct.pack("=HxxxxxxQ", len(code) // _INSTRUCTION.size, 0), {8: calls.Data(code).at(0)})
+    steps.add(step, "seccomp", syscalls.SECCOMP_SET_MODE_FILTER, 0, fprog.at(0))
 
 
 def install(filter_program: bytes) -> None:

@@ -5,14 +5,18 @@ the functions are called right after a fork.  Signatures and constants: the man 
 """
 
 import ctypes
-import fcntl
 import os
 import platform
 import struct
 from ctypes import c_char_p, c_int, c_long, c_size_t, c_ulong, c_void_p
+from errno import ENOSYS
 from typing import Any, Final
 
+from . import calls
+
 # linux/sched.h
+CLONE_VM: Final = 0x00000100
+CLONE_VFORK: Final = 0x00004000
 CLONE_NEWNS: Final = 0x00020000
 CLONE_NEWCGROUP: Final = 0x02000000
 CLONE_NEWUTS: Final = 0x04000000
@@ -38,6 +42,8 @@ MNT_DETACH: Final = 2
 # asm-generic/mman-common.h
 MADV_HUGEPAGE: Final = 14
 MADV_COLLAPSE: Final = 25
+# linux/fcntl.h
+AT_FDCWD: Final = -100
 # linux/openat2.h
 RESOLVE_NO_XDEV: Final = 0x01
 RESOLVE_NO_MAGICLINKS: Final = 0x02
@@ -45,22 +51,20 @@ RESOLVE_NO_SYMLINKS: Final = 0x04
 RESOLVE_BENEATH: Final = 0x08
 RESOLVE_IN_ROOT: Final = 0x10
 # linux/prctl.h
-_PR_SET_PDEATHSIG, _PR_GET_DUMPABLE, _PR_SET_DUMPABLE = 1, 3, 4
-_PR_CAPBSET_READ, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL = 23, 24, 38, 47, 4
+PR_SET_PDEATHSIG, _PR_GET_DUMPABLE, PR_SET_DUMPABLE = 1, 3, 4
+_PR_CAPBSET_READ, _PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL = 23, 24, 38, 47, 4
 # linux/capability.h: version 3, two words per set
 _CAPABILITY_VERSION_3: Final = 0x20080522
 # linux/if.h, linux/sockios.h
-_SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 0x1
+_SIOCSIFFLAGS, _IFF_UP = 0x8914, 0x1
 # linux/seccomp.h
-_SECCOMP_SET_MODE_FILTER: Final = 1
+SECCOMP_SET_MODE_FILTER: Final = 1
 # Numbers of calls that libc has no function for: asm/unistd.h; from 424 on they are the same on every architecture.
-_NR_PIVOT_ROOT, _NR_SECCOMP, _NR_CLONE = {"x86_64": (155, 317, 56), "aarch64": (41, 277, 220)}.get(
-    platform.machine(), (-1, -1, -1)
-)
-_SIGCHLD: Final = 17
+_NR_PIVOT_ROOT, _NR_SECCOMP = {"x86_64": (155, 317), "aarch64": (41, 277)}.get(platform.machine(), (-1, -1))
+SIGCHLD: Final = 17
 _MACHINE: Final = platform.machine()
-_CLONE_CHILD_CLEARTID, _CLONE_CHILD_SETTID = 0x00200000, 0x01000000
-_PR_GET_TID_ADDRESS: Final = 40
+_CLONE_PIDFD, _CLONE_PARENT, _CLONE_CHILD_CLEARTID, _CLONE_CHILD_SETTID = 0x1000, 0x8000, 0x00200000, 0x01000000
+_PR_SET_CHILD_SUBREAPER, _PR_GET_TID_ADDRESS = 36, 40
 _NR_OPENAT2: Final = 437
 _NR_LANDLOCK_CREATE_RULESET, _NR_LANDLOCK_ADD_RULE, _NR_LANDLOCK_RESTRICT_SELF = 444, 445, 446
 
@@ -84,15 +88,9 @@ _prctl = _function("prctl", c_int, c_ulong, c_ulong, c_ulong, c_ulong)
 _prctl_quick = _libc["prctl"]
 _capset = _function("capset", c_void_p, c_void_p)
 _madvise = _function("madvise", c_void_p, c_size_t, c_int)
-_socket = _function("socket", c_int, c_int, c_int)
 # `syscall` takes any number of arguments, all words; the types are given with each call.
 _syscall = _libc.syscall
 _syscall.restype = c_long
-
-
-# PyDLL keeps the interpreter's lock: another thread of state has no meaning in a child that libc did not fork.
-_clone = ctypes.PyDLL(None, use_errno=True).syscall
-_clone.restype = c_long
 
 
 def _check(result: int, call: str, detail: str | None = None) -> int:
@@ -113,16 +111,6 @@ def unshare(flags: int) -> None:
     _check(_unshare(flags), "unshare")
 
 
-def clone_into(flags: int) -> int:
-    """Fork into new namespaces (clone(2) with `flags`); returns the child's pid, or 0 in the child.
-
-    Skips what `os.fork` does around it (Python's and libc's handlers), so the child may use this file, plain calls and `_exit`,
-    and no thread, no random number, no user code. Worth it: it touches 60 pages of the parent's memory instead of 220.
-    Precondition: one thread.
-    """
-    return _check(_clone(c_long(_NR_CLONE), c_long(flags | _SIGCHLD), None, None, None, None), "clone")
-
-
 def _thread_id_address() -> int | None:
     """Where libc keeps the id of this thread (prctl(2), PR_GET_TID_ADDRESS); None where the kernel does not say."""
     address = c_ulong()
@@ -132,19 +120,18 @@ def _thread_id_address() -> int | None:
 _TID_ADDRESS: Final = _thread_id_address()
 
 
-def fork_quickly() -> int:
-    """Fork as libc does it, with the thread's id in place, but without the handlers that others registered around a fork.
+def add_fork(steps: calls.CallList, step: str, child: calls.Data, pidfd: calls.Place, pid: calls.Place) -> None:
+    """Fork as libc does it, with the thread's id in place, but without the handlers that libraries registered around a fork.
 
-    Falls back to `os.fork`. Precondition: one thread, which holds no lock that the child needs. The child has to reseed `random`
-    itself; see `guest.reseed`.
+    The child's parent is ours (CLONE_PARENT): it is told of the child's end. `pidfd` gets a descriptor of the child, 32 bits, `pid` its number, 64 bits.
+    Precondition: one thread, which holds no lock that the child needs. Raises OSError (ENOSYS) where the kernel does not say
+    where that id is (built without CONFIG_CHECKPOINT_RESTORE).
     """
     if _TID_ADDRESS is None:
-        return os.fork()
-    flags = c_long(_CLONE_CHILD_SETTID | _CLONE_CHILD_CLEARTID | _SIGCHLD)
-    address, nothing = c_ulong(_TID_ADDRESS), c_ulong(0)
-    if _MACHINE == "x86_64":
-        return _check(_clone(c_long(_NR_CLONE), flags, None, None, address, nothing), "clone")
-    return _check(_clone(c_long(_NR_CLONE), flags, None, None, nothing, address), "clone")  # clone(2): the order differs
+        raise OSError(ENOSYS, "prctl PR_GET_TID_ADDRESS: the kernel does not say where a thread's id is kept")
+    flags = _CLONE_CHILD_SETTID | _CLONE_CHILD_CLEARTID | _CLONE_PARENT | _CLONE_PIDFD | SIGCHLD
+    last = (_TID_ADDRESS, 0) if _MACHINE == "x86_64" else (0, _TID_ADDRESS)  # clone(2): the order differs
+    steps.add_split(step, "clone", flags, 0, pidfd, *last, child=child, store=pid)
 
 
 def setns(fd: int, flags: int) -> None:
@@ -169,18 +156,13 @@ def sethostname(name: str) -> None:
     _check(_sethostname(raw, len(raw)), "sethostname")
 
 
-def bring_loopback_up() -> None:
+def add_loopback(steps: calls.CallList) -> None:
     """Set the loopback interface of the current network namespace up. Needs CAP_NET_ADMIN over that namespace."""
-    fd = _check(_socket(2, 2 | os.O_CLOEXEC, 0), "socket")  # AF_INET, SOCK_DGRAM
-    try:
-        request = bytearray(struct.pack("16sH22x", b"lo", 0))  # struct ifreq
-        fcntl.ioctl(fd, _SIOCGIFFLAGS, request)
-        struct.pack_into("H", request, 16, struct.unpack_from("H", request, 16)[0] | _IFF_UP)
-        fcntl.ioctl(fd, _SIOCSIFFLAGS, bytes(request))
-    except OSError as err:
-        raise OSError(err.errno, f"ioctl SIOCSIFFLAGS: {err.strerror}", "lo") from err
-    finally:
-        os.close(fd)
+    step = "bring up loopback"
+    request = calls.Data(struct.pack("16sH22x", b"lo", _IFF_UP))  # struct ifreq
+    sock = steps.add(step, "socket", 2, 2 | os.O_CLOEXEC, 0)  # AF_INET, SOCK_DGRAM
+    steps.add(step, "ioctl", sock, _SIOCSIFFLAGS, request.at(0))
+    steps.add(step, "close", sock)
 
 
 def openat2(dir_fd: int, path: str, flags: int, *, mode: int = 0, resolve: int = 0) -> int:
@@ -200,21 +182,26 @@ def madvise(address: int, length_bytes: int, advice: int) -> None:
 
 
 def set_no_new_privs() -> None:
-    _check(_prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "prctl PR_SET_NO_NEW_PRIVS")
+    _check(_prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "prctl PR_SET_NO_NEW_PRIVS")
 
 
 def set_dumpable(dumpable: bool) -> None:
     """Not dumpable: no ptrace, no core, and /proc/PID belongs to root. Changing ids and `execve` set it anew."""
-    _check(_prctl(_PR_SET_DUMPABLE, int(dumpable), 0, 0, 0), "prctl PR_SET_DUMPABLE")
+    _check(_prctl(PR_SET_DUMPABLE, int(dumpable), 0, 0, 0), "prctl PR_SET_DUMPABLE")
 
 
 def is_dumpable() -> bool:
     return _check(_prctl(_PR_GET_DUMPABLE, 0, 0, 0, 0), "prctl PR_GET_DUMPABLE") == 1
 
 
+def become_subreaper() -> None:
+    """Be told of the end of orphans below us, as PID 1 of a namespace is anyway (prctl(2), PR_SET_CHILD_SUBREAPER)."""
+    _check(_prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0), "prctl PR_SET_CHILD_SUBREAPER")
+
+
 def set_pdeathsig(signal_number: int) -> None:
     """Get this signal when the thread that forked us ends. Changing ids clears it: set it after that."""
-    _check(_prctl(_PR_SET_PDEATHSIG, signal_number, 0, 0, 0), "prctl PR_SET_PDEATHSIG")
+    _check(_prctl(PR_SET_PDEATHSIG, signal_number, 0, 0, 0), "prctl PR_SET_PDEATHSIG")
 
 
 def _capability_count() -> int:
@@ -229,19 +216,16 @@ _CAP_HEADER: Final = struct.pack("Ii", _CAPABILITY_VERSION_3, 0)
 _CAP_NONE: Final = struct.pack("6I", 0, 0, 0, 0, 0, 0)
 
 
-def drop_capabilities() -> bool:
-    """Empty the effective, permitted, inheritable, ambient and bounding sets of this thread.
+def add_drop_capabilities(steps: calls.CallList) -> None:
+    """Empty the effective, permitted, inheritable, ambient and bounding sets.
 
-    False where the bounding set stays, since only CAP_SETPCAP may shrink it: then no_new_privs alone keeps it from mattering.
+    The bounding set stays where only CAP_SETPCAP may shrink it; then no_new_privs alone keeps it from mattering.
     """
-    bounding_empty = True
+    step = "drop every capability"
     for capability in range(_CAPABILITIES):
-        if _prctl_quick(_PR_CAPBSET_DROP, capability) < 0:
-            bounding_empty = not any(_prctl_quick(_PR_CAPBSET_READ, number) == 1 for number in range(_CAPABILITIES))
-            break
-    _check(_prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0), "prctl PR_CAP_AMBIENT")
-    _check(_capset(_CAP_HEADER, _CAP_NONE), "capset")
-    return bounding_empty
+        steps.add(step, "prctl", _PR_CAPBSET_DROP, capability, flags=calls.MAY_FAIL)
+    steps.add(step, "prctl", _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL)
+    steps.add(step, "capset", calls.Data(_CAP_HEADER).at(0), calls.Data(_CAP_NONE).at(0))
 
 
 # ---------------------------------------------------------------------------------------------------- filters
@@ -249,7 +233,7 @@ def drop_capabilities() -> bool:
 
 def seccomp_set_filter(fprog: Any) -> None:
     """`fprog` is a reference to a `struct sock_fprog`."""
-    _check(_syscall(c_long(_NR_SECCOMP), c_long(_SECCOMP_SET_MODE_FILTER), c_long(0), fprog), "seccomp")
+    _check(_syscall(c_long(_NR_SECCOMP), c_long(SECCOMP_SET_MODE_FILTER), c_long(0), fprog), "seccomp")
 
 
 def landlock_create_ruleset(attributes: bytes | None, flags: int) -> int:

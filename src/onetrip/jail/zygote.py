@@ -2,7 +2,7 @@
 
 Theory of operation
 -------------------
-    host ══ control socket (named) ══ zygote ──┬── init of sandbox 1, 2, 3 … (forked from here: small)
+    host ══ control socket (named) ══ zygote ──┬── init of sandbox 1, 2, 3 … (started from here: a program of 200 bytes)
                                                └── node "bare" ── node "numpy" ── node "pandas" … (a tree; each has more imported)
                                                                       └── runner (forked from a node, joins an init's namespaces)
 
@@ -22,64 +22,17 @@ import signal
 import socket
 import sys
 import time
-from dataclasses import dataclass
 from typing import Any, Final
 
-from . import control, enter, node, syscalls
+from . import control, enter, holdings, init, landlock, node, syscalls
+from .holdings import Room, Sandbox
+from .steps import StepFailed
 
 FIRST_CONNECTION_S: Final = 30  # a host that does not connect after starting us is dead
 SPARE_ROOMS: Final = 3
+FIRST_UID: Final = 10_000  # of the sandboxes, as this user namespace counts: all have as many digits as `enter.UID_TEXT`
 SPARE_DELAY_S: Final = 0.004  # of quiet before spare rooms are made
 HOST_FDS: Final = ("channel", "stdout", "stderr", "init", "runner", "workspace", "proc")
-
-
-@dataclass(slots=True)
-class Room:
-    """An init and what it opened. `wanted_by` is the sandbox it is made for; None: whoever asks next."""
-
-    size: tuple[int, int]  # bytes, inodes
-    uid: int  # its owner, as this user namespace counts
-    pid: int
-    pidfd: int
-    wanted_by: str | None
-    workspace: int = -1
-    proc: int = -1
-    ruleset: int = -1
-    held: tuple[str, ...] = ()
-
-    def close(self) -> None:
-        """Kill init, and with it whatever is in the room."""
-        with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
-        control.close_all([fd for fd in (self.pidfd, self.workspace, self.proc, self.ruleset) if fd >= 0])
-
-
-@dataclass(slots=True)
-class Sandbox:
-    """One sandbox as the zygote knows it."""
-
-    node: str
-    launch: dict[str, Any]
-    host_fds: list[int]  # channel, stdout, stderr: duplicates of what the host got
-    guest_fds: list[int]  # until they are handed to the node
-    meta: dict[str, Any]
-    room: Room | None = None
-    runner_pid: int = 0
-    runner_pidfd: int = -1
-
-    def fds(self) -> list[int]:
-        """In the order of `HOST_FDS`; without a room only up to the runner."""
-        room = [] if self.room is None else [self.room.workspace, self.room.proc]
-        init = [] if self.room is None else [self.room.pidfd]
-        return [*self.host_fds, *init, self.runner_pidfd, *room]
-
-    def let_go(self) -> None:
-        """Close what only a host needs; init's handle stays, to end the sandbox."""
-        control.close_all(self.host_fds)
-        self.host_fds = []
-        if self.room is not None:
-            control.close_all([self.room.workspace, self.room.proc])
-            self.room.workspace = self.room.proc = -1
 
 
 def main(config_fd: str, listen_fd: str) -> None:
@@ -94,23 +47,35 @@ class Zygote:
     def __init__(self, config: dict[str, Any], listener: socket.socket) -> None:
         self._level: enter.Level = config["level"]
         self._lease_s: float = config["lease_s"]
-        self._landlock: bool = config["landlock"]
         self._usual_size: tuple[int, int] = tuple(config["room"])
         self._uids: int = config["uids"]  # how many ids may be used for sandboxes; 0: all share the only one there is
-        self._next_uid: int = config["first_uid"]
+        self._next_uid: int = FIRST_UID + config["first_uid"] % max(1, self._uids)
         self._listener = listener
         self._host: socket.socket | None = None
         self._deadline: float | None = time.monotonic() + FIRST_CONNECTION_S
         self._sandboxes: dict[str, Sandbox] = {}
         self._by_pid: dict[int, str] = {}
-        self._making: dict[int, tuple[Room, socket.socket]] = {}  # fd of an init that is still at work → its room
+        self._making: dict[int, tuple[Room, socket.socket, init.Image]] = {}  # fd of an init that is still at work → its room
+        self._ended_early: dict[int, int] = {}  # pid → status of a runner that ended before its node's answer was read
         self._early: list[str] = []  # sandboxes with a room but no node to fork from yet
         self._spare: collections.deque[Room] = collections.deque()
         self._launching: set[str] = set()  # handed to a node that has not answered yet
         self._waiting: collections.deque[str] = collections.deque()  # sandboxes that want a room of the usual size
+        self._images: dict[tuple[int, int], init.Image] = {}  # by size
+        self._rules: landlock.Rules | None = None
+        if self._level == "strict" and config["landlock"]:
+            self._rules = landlock.rules(readonly=["/"], writable=enter.WRITABLE, nodes=enter.DEVICES)
+        elif self._level == "reduced":
+            syscalls.become_subreaper()
+        self._readonly: list[str] = config["readonly"]
+        self._groups: int = config["groups"]
+        is_bound = self._level == "reduced" or self._rules is not None
+        kind = enter.RunnerKind(self._level, config["groups"], is_bound, config["guest_uid"], config["pins"])
         # Nodes are forked now, before there is anything about a sandbox in this memory that a fork would take along, and before
         # there is a signal handler that they would have to take off again.
-        self._nodes = node.Tree(config)
+        self._nodes = node.Tree({**config, "held": self._held()}, kind)
+        if self._level == "strict":
+            self._starter = init.Starter(enter.ROOM_NAMESPACES)
         self._poll = select.epoll()
         self._wake, self._wake_end = socket.socketpair()
         self._wake.setblocking(False)
@@ -206,44 +171,46 @@ class Zygote:
             return False
         if self._launching and not self._waiting:
             return False  # two forks at once only get in each other's way
-        coming = sum(room.wanted_by is None for room, _ in self._making.values())
+        coming = sum(room.wanted_by is None for room, _, _ in self._making.values())
         return coming + len(self._spare) < len(self._waiting) + SPARE_ROOMS
 
     def _make_room(self, size: tuple[int, int], wanted_by: str | None) -> None:
         uid = 0
         if self._uids:
-            self._next_uid = self._next_uid % self._uids + 1
+            self._next_uid = FIRST_UID + (self._next_uid + 1 - FIRST_UID) % self._uids
             uid = self._next_uid
+        image = self._images.get(size)
+        if image is None:
+            steps = enter.room(enter.RoomSpec(*size, has_own_uid=bool(self._uids)), self._rules)
+            image = init.Image(steps, enter.UID_TEXT)
+            if size == self._usual_size:
+                self._images[size] = image
         ours, theirs = control.pair()
         try:
-            pid = syscalls.clone_into(enter.ROOM_NAMESPACES)
-        except OSError as err:
+            with theirs:
+                pid = self._starter.start(image.of(uid), theirs.fileno())
+        except StepFailed as err:
             ours.close()
-            theirs.close()
-            self._room_failed(wanted_by, "fork init", err.errno or 0, str(err))
+            self._room_failed(wanted_by, err.step, err.errno, err.detail)
             return
-        if pid == 0:
-            _init(enter.RoomSpec(size[0], size[1], uid, self._landlock), theirs)
-        theirs.close()
-        self._making[ours.fileno()] = (Room(size, uid, pid, os.pidfd_open(pid), wanted_by), ours)
+        self._making[ours.fileno()] = (Room(size, uid, pid, os.pidfd_open(pid), wanted_by), ours, image)
         self._poll.register(ours.fileno(), select.EPOLLIN)
 
     def _room_ready(self, fd: int) -> None:
-        room, ours = self._making.pop(fd)
+        room, ours, image = self._making.pop(fd)
         self._poll.unregister(fd)
-        message: dict[str, Any]
         with ours:
-            try:
-                message, fds = control.receive(ours)
-            except control.Closed:
-                message, fds = {"step": "make the room", "errno": 0, "detail": "init died before its room was ready"}, list[int]()
-        if "step" in message:
+            said, fds, _flags, _address = socket.recv_fds(ours, 64, 4, socket.MSG_CMSG_CLOEXEC)
+        failed = image.failure(said)
+        if failed is None and not fds:
+            failed = StepFailed("make the room", 0, "init died before its room was ready")
+        if failed is not None:
+            control.close_all(fds)
             room.close()
-            self._room_failed(room.wanted_by, message["step"], message["errno"], message["detail"])
+            self._room_failed(room.wanted_by, failed.step, failed.errno, failed.detail)
             return
         room.workspace, room.proc, *ruleset = fds
         room.ruleset = ruleset[0] if ruleset else -1
-        room.held = tuple(message["held"])
         if room.wanted_by is None:
             self._spare.append(room)
             self._serve_waiting()
@@ -279,6 +246,9 @@ class Zygote:
             meta=message["meta"],
         )
         self._sandboxes[name] = sandbox
+        if len(cgroup_fds) != self._groups:
+            self._failed(name, "join the control groups", 0, f"{len(cgroup_fds)} of {self._groups}: a host of another kind")
+            return
         size = (message["disk_bytes"], message["inodes"])
         if self._level == "reduced":
             self._occupy(name, sandbox, None)
@@ -288,28 +258,46 @@ class Zygote:
         else:
             self._make_room(size, name)
 
+    def _held(self) -> tuple[str, ...]:
+        if self._level == "strict":
+            return () if self._rules is None else self._rules.held
+        return landlock.rules(readonly=self._readonly, writable=[], tcp=True).held
+
     def _occupy(self, name: str, sandbox: Sandbox, room: Room | None) -> None:
         sandbox.room = room
         if not self._nodes.ready_fds:
             self._early.append(name)  # the first node still imports; `_node_changed` comes back to it
             return
-        request = {"id": name, "cgroups": len(sandbox.guest_fds) - 3, "room": room is not None, **sandbox.launch}
-        fds = list(sandbox.guest_fds)
+        launch = sandbox.launch
+        own: list[int] = []  # descriptors that only the runner needs
         if room is not None:
-            fds += [room.pidfd] if room.ruleset < 0 else [room.pidfd, room.ruleset]
             for pipe in sandbox.guest_fds[1:3]:
                 os.fchown(pipe, room.uid, room.uid)  # programs open /dev/stdout, which asks for the permission of the pipe
-            request["held"] = room.held
+            fds = [*sandbox.guest_fds, room.pidfd, *([room.ruleset] if room.ruleset >= 0 else [])]
+        else:
+            try:
+                own += holdings.open_room(launch["workspace"], launch["scratch"], self._readonly)
+            except OSError as err:
+                self._failed(name, "write the Landlock rules", err.errno or 0, str(err))
+                return
+            fds = [*sandbox.guest_fds, *own]
         self._launching.add(name)
-        sandbox.node = self._nodes.fork(request, fds)
-        control.close_all(sandbox.guest_fds)
+        sandbox.node = self._nodes.fork(launch["node"], name, fds, cpu=launch["cpu"], scratch=launch["scratch"])
+        control.close_all([*sandbox.guest_fds, *own])
         sandbox.guest_fds = []
         if room is not None and room.ruleset >= 0:
             os.close(room.ruleset)
             room.ruleset = -1
 
     def _node_changed(self) -> None:
-        message, sock = self._nodes.news()  # Closed ends us: without the first node nothing can be launched
+        try:
+            message, sock = self._nodes.news()
+        except control.Closed:  # every node has said its word
+            self._poll.unregister(self._nodes.trunk.fileno())
+            self._nodes.trunk.close()
+            if not self._nodes.ready_fds:
+                raise  # this ends us: without the first node nothing can be launched
+            return
         self._tell(message)
         if sock is not None:
             self._poll.register(sock.fileno(), select.EPOLLIN)
@@ -320,32 +308,32 @@ class Zygote:
 
     def _from_node(self, fd: int) -> None:
         try:
-            message, fds = self._nodes.receive(fd)
+            name, pid, outcome = self._nodes.forked(fd)
         except control.Closed:
             self._poll.unregister(fd)
-            self._tell({"event": "node", "node": self._nodes.lose(fd), "error": "the node died"})
+            lost, abandoned = self._nodes.lose(fd)
+            self._tell({"event": "node", "node": lost, "error": "the node died"})
+            for name in abandoned:
+                self._launching.discard(name)
+                self._failed(name, "fork the runner", 0, "the node died")
             return
-        match message["event"]:
-            case "forked":
-                self._launching.discard(message["id"])
-                sandbox = self._sandboxes.get(message["id"])
-                if sandbox is None:  # the host gave it up meanwhile
-                    signal.pidfd_send_signal(fds[0], signal.SIGKILL)
-                    control.close_all(fds)
-                    return
-                sandbox.runner_pid, sandbox.runner_pidfd = message["pid"], fds[0]
-                self._by_pid[message["pid"]] = message["id"]
-                self._tell({"event": "launched", "id": message["id"], "node": sandbox.node}, sandbox.fds())
-                if not self._lease_s:
-                    sandbox.let_go()  # no other host will ever ask for them
-            case "refused":
-                self._launching.discard(message["id"])
-                self._failed(message["id"], message["step"], message["errno"], message["detail"])
-            case "exited":
-                self._by_pid.pop(message["pid"], None)
-                self._tell(message)
-            case other:
-                raise ValueError(f"a node said {other!r}")
+        self._launching.discard(name)
+        sandbox = self._sandboxes.get(name)
+        if isinstance(outcome, StepFailed):
+            self._failed(name, outcome.step, outcome.errno, outcome.detail)
+        elif sandbox is None:  # the host gave it up meanwhile
+            signal.pidfd_send_signal(outcome, signal.SIGKILL)
+            os.close(outcome)
+        else:
+            sandbox.runner_pid, sandbox.runner_pidfd = pid, outcome
+            self._tell({"event": "launched", "id": name, "node": sandbox.node}, sandbox.fds())
+            status = self._ended_early.pop(pid, None)
+            if status is None:
+                self._by_pid[pid] = name
+            else:
+                self._tell({"event": "exited", "id": name, "pid": pid, "status": status})
+            if not self._lease_s:
+                sandbox.let_go()  # no other host will ever ask for them
 
     # ------------------------------------------------------------------ ends
 
@@ -365,7 +353,7 @@ class Zygote:
         control.close_all([*sandbox.host_fds, *sandbox.guest_fds, *([sandbox.runner_pidfd] if sandbox.runner_pidfd >= 0 else [])])
 
     def _reap(self) -> None:
-        """Collect every child that ended. As PID 1 of the house we also get orphans: runners whose node was killed."""
+        """Collect every child that ended: inits, nodes, and the runners that nodes fork for us."""
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
@@ -375,18 +363,7 @@ class Zygote:
                 return
             if name := self._by_pid.pop(pid, None):
                 self._tell({"event": "exited", "id": name, "pid": pid, "status": status})
-
-
-def _init(spec: enter.RoomSpec, report: socket.socket) -> None:
-    """In the forked child: become init. Never returns."""
-    try:
-        keys = enter.room(spec)
-        rules = [keys.ruleset] if keys.ruleset >= 0 else []
-        control.send(report, {"held": keys.held}, [keys.workspace, keys.proc, *rules])
-        os.closerange(0, 65536)
-        enter.wait_for_ever()
-    except enter.StepFailed as err:
-        with contextlib.suppress(control.Closed, OSError):
-            control.send(report, {"step": err.step, "errno": err.errno, "detail": err.detail})
-    finally:
-        os._exit(1)
+            elif self._launching:  # perhaps one whose node's answer we have not read yet
+                self._ended_early[pid] = status
+            else:
+                self._ended_early.clear()

@@ -60,12 +60,8 @@ class Sandbox(Protocol):
         """What holds around this sandbox; `held` is what the guest's own process applied."""
         ...
 
-    def rlimits(self, limits: Limits) -> dict[str, tuple[int, int]]:
-        """The resource limits that the guest sets before any user code, as a second line. Name → (soft, hard)."""
-        ...
-
     def apply(self, limits: Limits) -> None:
-        """Change the limits of a sandbox that has not run user code yet. Raises OSError; the sandbox is then unusable."""
+        """Set the limits, from outside, of a sandbox that has not run user code yet. Raises OSError; it is then unusable."""
         ...
 
     def interrupt(self) -> None:

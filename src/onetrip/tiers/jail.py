@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from onetrip.environments import Environment
 from onetrip.errors import IsolationUnavailable, PlatformError, SandboxFailed
-from onetrip.jail import cgroup, mounts
+from onetrip.jail import cgroup, mounts, zygote
 from onetrip.jail.launch import BOOT
 from onetrip.model import Level, Limits, Support
 from onetrip.removal import RunFolder, remove_tree
@@ -21,6 +21,7 @@ from onetrip.tiers.jail_zygote import ISLAND, ZygoteHandle
 INODES: Final = 16384  # of each of a sandbox's two file systems; a directory entry costs the kernel about 1 KiB
 FIRST_UID: Final = 0x7000_0000  # systemd's UIDS-GIDS document: from here on unused by every known allocator
 UID_COUNT: Final = 0x1_0000
+GUEST_UIDS: Final = UID_COUNT - zygote.FIRST_UID
 SPARE_GROUPS: Final = 8
 DEFAULT_LIMITS: Final = Limits()
 ROTATE_AFTER: Final = 5000  # launches per zygote: its children share hash seed and address layout, so do not keep it for ever
@@ -79,6 +80,7 @@ class JailTier:
         self._retired: set[ZygoteHandle] = set()
         self._ending: set[asyncio.Task[None]] = set()
         self._next_cpu = 0
+        self._pins = not any(name.endswith(":cpu") for name in self._hierarchy.names)
         self._ids = (FIRST_UID, UID_COUNT) if os.geteuid() == 0 and _may_map_ids() else None
 
     def probe(self) -> Support:
@@ -132,11 +134,14 @@ class JailTier:
             "lease_s": self._lease_s,
             "nodes": [{"name": node.name, "parent": node.parent, "imports": list(node.imports)} for node in environment.nodes],
             "site_packages": purelib if house else environment.site_packages,
+            "groups": self._hierarchy.groups,
+            "pins": self._pins,
+            "guest_uid": self._ids[0] if self._ids else None,  # without a room: root's sandboxes run as this id
             "readonly": [] if house else _readable(environment),
             "landlock": self._landlock,
             "room": [DEFAULT_LIMITS.disk_mb << 20, INODES],
-            "uids": UID_COUNT - 2 if self._ids else 0,
-            "first_uid": secrets.randbelow(UID_COUNT - 2),
+            "uids": GUEST_UIDS if self._ids else 0,
+            "first_uid": secrets.randbelow(GUEST_UIDS),
         }
         hold = environment.hold()  # a rebuild must not remove the files below a zygote that serves from them
         try:
@@ -261,7 +266,7 @@ class JailTier:
 
     def _request(self, spec: LaunchSpec, open_room: Path | None) -> dict[str, Any]:
         cpu: int | None = None
-        if not any(name.endswith(":cpu") for name in self._hierarchy.names):
+        if self._pins:
             cpus = sorted(os.sched_getaffinity(0))
             cpu, self._next_cpu = cpus[self._next_cpu % len(cpus)], self._next_cpu + 1
         return {
@@ -273,7 +278,6 @@ class JailTier:
             "cpu": cpu,
             "workspace": mounts.WORKSPACE if open_room is None else str(open_room / "workspace"),
             "scratch": None if open_room is None else str(open_room / "scratch"),
-            "uid": self._ids[0] if self._ids else None,  # without a room: root's sandboxes run as this id
         }
 
     def detach(self) -> None:

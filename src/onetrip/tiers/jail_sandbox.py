@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import os
+import resource
+import select
 import signal
 import socket
 from collections.abc import Callable, Mapping
@@ -76,18 +78,6 @@ class JailSandbox:
     def isolation(self, held: tuple[str, ...]) -> Isolation:
         return Isolation("jail", self._level, (*held, *self._controllers))
 
-    def rlimits(self, limits: Limits) -> dict[str, tuple[int, int]]:
-        file_bytes = limits.disk_mb * _MIB
-        limited = {"FSIZE": (file_bytes, file_bytes)}
-        # A single process that asks for too much gets a MemoryError and lives; the control group is the wall behind it. Counted
-        # from what the zygote holds already, because the limit is on all private writable memory of the process (setrlimit(2)).
-        data = self._statm()[1] + limits.memory_mb * _MIB * 15 // 16
-        limited["DATA"] = (data, data)
-        # Per user namespace since Linux 5.14, so it does not count the processes of others. +1: init.
-        if self._init >= 0:
-            limited["NPROC"] = (limits.processes + 1, limits.processes + 1)
-        return limited
-
     def _statm(self) -> tuple[int, int]:
         """Resident and private writable memory of the runner now, in bytes (proc_pid_statm(5)); zeros when it is gone."""
         try:
@@ -106,6 +96,19 @@ class JailSandbox:
             self._sampler.memory_limit_bytes = limits.memory_mb * _MIB
             if self._init >= 0 and self._scratch < 0:
                 self._scratch = os.open(f"{self._pid}/root/tmp", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._proc)
+        file_bytes = limits.disk_mb * _MIB
+        # A single process that asks for too much gets a MemoryError and lives; the control group is the wall behind it. Counted
+        # from what the zygote holds already, because the limit is on all private writable memory of the process (setrlimit(2)).
+        data_bytes = self._statm()[1] + limits.memory_mb * _MIB * 15 // 16
+        wanted = {resource.RLIMIT_FSIZE: file_bytes, resource.RLIMIT_DATA: data_bytes}
+        if self._init >= 0:
+            # Per user namespace since Linux 5.14, so it does not count the processes of others. +1: init.
+            wanted[resource.RLIMIT_NPROC] = limits.processes + 1
+        pid = _pid_of(self._runner)
+        for which, value in wanted.items():
+            resource.prlimit(pid, which, (value, value))
+        if _has_ended(self._runner):  # then its number may have been another process's already
+            raise ProcessLookupError("the guest's process has ended")
         self._limits = limits
 
     def interrupt(self) -> None:
@@ -179,6 +182,12 @@ class JailSandbox:
 def _pid_of(pidfd: int) -> int:
     with open(f"/proc/self/fdinfo/{pidfd}", encoding="ascii") as file:
         return int(next(line for line in file if line.startswith("Pid:")).split()[1])
+
+
+def _has_ended(pidfd: int) -> bool:
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 async def wait_readable(fd: int, timeout_s: float) -> None:
