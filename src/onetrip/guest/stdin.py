@@ -1,27 +1,49 @@
-"""What is left of interactive Python: `input()`, which has nobody to ask, and the names that `site` adds."""
+"""What is left of interactive Python: standard input, where nobody answers, and the names that `site` adds.
+
+Reading fails, and says why: a program that took silence for an empty input would go on with nothing.
+"""
 
 import builtins
 import site
-import sys
-from typing import Final
+from io import BufferedReader, FileIO, TextIOWrapper
+from typing import Any, Final
 
 from .own import OWN as __builtins__  # noqa: F401  # see own.py
 
 _input: Final = builtins.input
-_MESSAGE: Final = (
-    "input() has nobody to ask: a cell runs without a terminal and its standard input is empty. "
+_READING: Final = (
+    "there is nobody to ask: a cell runs without a terminal and without standard input. "
     "Pass values with `inputs=`, which makes them variables, or write them into the code."
 )
 
 
+class _Nobody(FileIO):
+    """Descriptor 0, which is /dev/null for the programs that this one starts, and cannot be read by this one."""
+
+    __module__ = "io"
+
+    def readinto(self, _buffer: Any, /) -> int:
+        raise EOFError(_READING)
+
+    def readall(self) -> bytes:
+        raise EOFError(_READING)
+
+    def read(self, _size: int | None = -1, /) -> bytes:
+        raise EOFError(_READING)
+
+
+def open_stream() -> TextIOWrapper:
+    """A new `sys.stdin`."""
+    raw = _Nobody(0, "r", closefd=False)
+    raw.name = "<stdin>"
+    stream = TextIOWrapper(BufferedReader(raw, 512), encoding="utf-8", errors="surrogateescape")
+    stream.mode = "r"  # type: ignore[attr-defined]
+    return stream
+
+
 def read_line(prompt: object = "", /) -> str:
     """Read a line from what the program put in place of sys.stdin; otherwise raise EOFError, as there is nothing to read."""
-    try:
-        return _input(prompt)
-    except EOFError:
-        if sys.stdin is not sys.__stdin__:
-            raise
-    raise EOFError(_MESSAGE)
+    return _input(prompt)
 
 
 read_line.__name__ = read_line.__qualname__ = "input"

@@ -18,12 +18,13 @@ import ctypes
 import sys
 from _thread import allocate_lock, start_new_thread
 from fcntl import ioctl
-from io import BufferedReader, BufferedWriter, FileIO, TextIOWrapper
+from io import BufferedWriter, FileIO, TextIOWrapper
 from termios import FIONREAD
 from time import monotonic, sleep
 from typing import Any, Final
 
 from .own import OWN as __builtins__  # noqa: F401  # see own.py
+from .stdin import open_stream
 
 _BUFFER_BYTES: Final = 64 * 1024  # one pipe full
 _CREDIT: Final = 200  # lines passed on one by one …
@@ -68,7 +69,7 @@ class Streams:
         self._fds = {"<stdout>": out_fd, "<stderr>": err_fd}
         self.out = self._open("<stdout>")
         self.err = self._open("<stderr>")
-        self.stdin = self._open_stdin()
+        self.stdin = open_stream()
         self.last = self.out
         self.credit = _CREDIT
         self._window_end = 0.0
@@ -88,13 +89,6 @@ class Streams:
         sys.stderr = sys.__stderr__ = self.err  # type: ignore[misc]
         sys.stdin = sys.__stdin__ = self.stdin  # type: ignore[misc]
 
-    def _open_stdin(self) -> TextIOWrapper:
-        raw = FileIO(0, "r", closefd=False)
-        raw.name = "<stdin>"
-        stdin = TextIOWrapper(BufferedReader(raw, 512), encoding="utf-8", errors="surrogateescape")
-        stdin.mode = "r"  # type: ignore[attr-defined]
-        return stdin
-
     def begin(self) -> None:
         """Before a cell. Streams that the program closed are opened again; what it put in their place stays."""
         self.credit = _CREDIT
@@ -109,7 +103,7 @@ class Streams:
                     setattr(sys, f"__std{name}__", new)
             self.last = self.out
         if self.stdin.closed and getattr(sys, "stdin", None) is self.stdin:  # `exit()` closes it
-            self.stdin = sys.stdin = sys.__stdin__ = self._open_stdin()  # type: ignore[misc]
+            self.stdin = sys.stdin = sys.__stdin__ = open_stream()  # type: ignore[misc]
 
     def pass_on(self) -> None:
         """Give the host everything that was written so far, by C code too. Never raises."""
