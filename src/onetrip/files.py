@@ -6,7 +6,6 @@ uid, so that the kernel checks each access as if the program had made it.
 """
 
 import contextlib
-import ctypes
 import errno
 import os
 import secrets
@@ -16,19 +15,14 @@ from typing import Final
 
 import msgspec
 
+from .beneath import NO_SYMLINKS, as_owner, open_beneath, printable, walk
 from .errors import BadRequest, NotFound, PlatformError, WorkspaceFull
 from .model import FileChange
 
 MAX_PATH_BYTES: Final = 1024
 MAX_NAME_BYTES: Final = 255  # NAME_MAX
 MAX_ENTRIES: Final = 10_000  # of a listing; a sandbox can hold more inodes than anybody wants to read
-MAX_DEPTH: Final = 32
 MAX_READ_BYTES: Final = 512 << 20
-
-_SYS_OPENAT2: Final = 437  # the same number on every architecture
-_RESOLVE_NO_MAGICLINKS, _RESOLVE_NO_SYMLINKS, _RESOLVE_BENEATH, _RESOLVE_NO_XDEV = 0x02, 0x04, 0x08, 0x01
-_BENEATH: Final = _RESOLVE_BENEATH | _RESOLVE_NO_MAGICLINKS | _RESOLVE_NO_XDEV
-_libc: Final = ctypes.CDLL(None, use_errno=True)
 
 
 class FileInfo(msgspec.Struct, frozen=True):
@@ -51,7 +45,7 @@ class Workspace:
     def write(self, path: str, data: bytes) -> None:
         """Create or replace a file, and the folders above it. The new content appears whole or not at all."""
         parts = _checked(path)
-        with self._as_owner(), _errors_for(path):
+        with as_owner(self._owner), _errors_for(path):
             folder = self._make_folders(parts[:-1])
             try:
                 temporary = f".upload-{secrets.token_hex(8)}"
@@ -73,7 +67,7 @@ class Workspace:
     def read(self, path: str, *, max_bytes: int = MAX_READ_BYTES) -> bytes:
         """The content of a regular file. Raises NotFound, or BadRequest for anything else and for more than `max_bytes`."""
         parts = _checked(path)
-        with self._as_owner(), _errors_for(path):
+        with as_owner(self._owner), _errors_for(path):
             # A FIFO or a device is not even opened: that alone can do something. O_PATH only takes hold of it.
             held = self._open("/".join(parts), os.O_PATH)
             try:
@@ -96,12 +90,12 @@ class Workspace:
     def list(self) -> list[FileInfo]:
         """Regular files, by path; at most `MAX_ENTRIES`."""
         found = self.snapshot()
-        return [FileInfo(_printable(path), size, mtime) for path, (size, mtime, _, _) in sorted(found.items())]
+        return [FileInfo(printable(path), size, mtime) for path, (size, mtime, _, _) in sorted(found.items())]
 
     def delete(self, path: str) -> None:
         """Remove one file or link (not what it points to), or an empty folder."""
         parts = _checked(path)
-        with self._as_owner(), _errors_for(path):
+        with as_owner(self._owner), _errors_for(path):
             folder = self._open("/".join(parts[:-1]) or ".", os.O_PATH | os.O_DIRECTORY)
             try:
                 try:
@@ -114,16 +108,21 @@ class Workspace:
     def snapshot(self) -> Snapshot:
         """Every regular file with what tells a change, found by a walk that follows no link."""
         found: dict[bytes, tuple[int, int, int, int]] = {}
-        with self._as_owner():
+        with as_owner(self._owner):
             try:
                 root = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._fd)
             except PermissionError:  # the program took the workspace from itself, and from us
                 os.fchmod(self._fd, 0o755)
-                with contextlib.suppress(PermissionError):  # and does it again and again: then there is nothing to see
+                try:
                     root = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._fd)
-                    _walk(root, b"", 0, found)
-            else:
-                _walk(root, b"", 0, found)
+                except PermissionError:  # and does it again and again: then there is nothing to see
+                    return found
+            with contextlib.closing(walk(root)) as entries:
+                for _, path, status in entries:
+                    if stat.S_ISREG(status.st_mode):
+                        found[path] = (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+                        if len(found) >= MAX_ENTRIES:
+                            break
         return found
 
     def top_moment(self) -> tuple[int, int]:
@@ -140,31 +139,11 @@ class Workspace:
                     os.mkdir(parts[number - 1], 0o755, dir_fd=at)
             finally:
                 os.close(at)
-            at = self._open(below, os.O_PATH | os.O_DIRECTORY, _RESOLVE_NO_SYMLINKS)
+            at = self._open(below, os.O_PATH | os.O_DIRECTORY, NO_SYMLINKS)
         return at
 
     def _open(self, path: str, flags: int, resolve: int = 0) -> int:
-        how = (ctypes.c_uint64 * 3)(flags | os.O_CLOEXEC, 0, _BENEATH | resolve)
-        fd = _libc.syscall(_SYS_OPENAT2, self._fd, path.encode(), how, ctypes.c_size_t(24))
-        if fd < 0:
-            number = ctypes.get_errno()
-            raise OSError(number, os.strerror(number), path)
-        return int(fd)
-
-    @contextlib.contextmanager
-    def _as_owner(self) -> Generator[None, None, None]:
-        """Act with the guest's ids on this thread (setfsuid(2)): root's own cannot even create a file in a foreign tmpfs."""
-        if self._owner is None:
-            yield
-            return
-        uid, gid = self._owner
-        _libc.setfsgid(gid)
-        _libc.setfsuid(uid)
-        try:
-            yield
-        finally:
-            _libc.setfsuid(0)
-            _libc.setfsgid(os.getegid())
+        return open_beneath(self._fd, path.encode(), flags, resolve)
 
 
 def diff(before: Snapshot, after: Snapshot) -> tuple[FileChange, ...]:
@@ -175,37 +154,10 @@ def diff(before: Snapshot, after: Snapshot) -> tuple[FileChange, ...]:
         if old == new:
             continue
         if new is None:
-            changes.append(FileChange(_printable(path), 0, "deleted"))
+            changes.append(FileChange(printable(path), 0, "deleted"))
         else:
-            changes.append(FileChange(_printable(path), new[0], "created" if old is None else "modified"))
+            changes.append(FileChange(printable(path), new[0], "created" if old is None else "modified"))
     return tuple(changes)
-
-
-def _walk(folder: int, prefix: bytes, depth: int, found: dict[bytes, tuple[int, int, int, int]]) -> None:
-    """Takes over `folder`."""
-    below: list[bytes] = []
-    try:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if len(found) >= MAX_ENTRIES:
-                    return
-                name = os.fsencode(entry.name)
-                try:
-                    status = entry.stat(follow_symlinks=False)
-                except OSError:
-                    continue  # gone meanwhile
-                if stat.S_ISREG(status.st_mode):
-                    found[prefix + name] = (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
-                elif stat.S_ISDIR(status.st_mode) and depth < MAX_DEPTH:
-                    below.append(name)
-        for name in below:
-            try:
-                fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
-            except OSError:
-                continue  # gone, replaced by a link, or made unreadable by the program itself
-            _walk(fd, prefix + name + b"/", depth + 1, found)
-    finally:
-        os.close(folder)
 
 
 def _checked(path: str) -> list[str]:
@@ -235,10 +187,6 @@ def _checked(path: str) -> list[str]:
     if reason:
         raise BadRequest(f"the path {path[:100]!r} {reason}", field="path")
     return parts
-
-
-def _printable(path: bytes) -> str:
-    return path.decode("utf-8", "replace")
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from onetrip import files
+from onetrip.beneath import MAX_DEPTH
 from onetrip.errors import BadRequest, NotFound, OnetripError, PlatformError, WorkspaceFull
 from onetrip.files import FileChange, Workspace, diff
 
@@ -395,7 +396,7 @@ def test_odd_names_are_listed_as_text(workspace, folder):
 def test_a_walk_is_bounded_in_depth_and_number(workspace, folder):
     def plant():
         at = os.open(folder, os.O_RDONLY)
-        for depth in range(files.MAX_DEPTH + 20):
+        for depth in range(MAX_DEPTH + 20):
             fd = os.open(f"f{depth}", os.O_CREAT | os.O_WRONLY, dir_fd=at)
             os.close(fd)
             os.mkdir("d", dir_fd=at)
@@ -407,7 +408,7 @@ def test_a_walk_is_bounded_in_depth_and_number(workspace, folder):
     plant()
     if folder.stat().st_uid != os.geteuid():
         os.system(f"chown -R {FOREIGN}:{FOREIGN} {folder}")
-    assert len(workspace.list()) == files.MAX_DEPTH + 1
+    assert len(workspace.list()) == MAX_DEPTH + 1
     many = files.MAX_ENTRIES + 500
     for number in range(many):
         os.close(os.open(folder / f"n{number}", os.O_CREAT | os.O_WRONLY))
