@@ -1,6 +1,7 @@
 """Folders on the host's disk that a program could write to: how full they are, and how to remove them, also a dead host's."""
 
 import contextlib
+import errno
 import fcntl
 import os
 import secrets
@@ -8,6 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import Final
 
+from onetrip.beneath import by_fd, held
 from onetrip.errors import Unavailable
 
 _PREFIX: Final = "onetrip-"
@@ -70,27 +72,43 @@ def remove_tree(path: os.PathLike[str]) -> None:
     except FileNotFoundError:
         return
     try:
-        pending = [entry.name for entry in os.scandir(top)]
-        while pending:
-            name = pending.pop()
-            try:
-                os.unlink(name, dir_fd=top)
-                continue
-            except (IsADirectoryError, PermissionError):
-                folder = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=top)
-            try:
-                os.fchmod(folder, 0o700)
-                with os.scandir(folder) as entries:
-                    for entry in entries:
-                        if entry.is_dir(follow_symlinks=False):
-                            moved = f".moved-{secrets.token_hex(8)}"
-                            os.rename(entry.name, moved, src_dir_fd=folder, dst_dir_fd=top)
-                            pending.append(moved)
-                        else:
-                            os.unlink(entry.name, dir_fd=folder)
-            finally:
-                os.close(folder)
-            os.rmdir(name, dir_fd=top)
+        empty_folder(top)
     finally:
         os.close(top)
     os.rmdir(path)
+
+
+def empty_folder(top: int, *, max_entries: int | None = None) -> None:
+    """Remove everything in a folder; see `remove_tree`. Raises OSError where there is more than `max_entries`, or a program interferes."""
+    pending = os.listdir(top)
+    seen = len(pending)
+    while pending:
+        name = pending.pop()
+        try:
+            os.unlink(name, dir_fd=top)
+            continue
+        except (IsADirectoryError, PermissionError):
+            folder = _opened(name, top)
+        try:
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    seen += 1
+                    if max_entries is not None and seen > max_entries:
+                        raise OSError(errno.E2BIG, f"more than {max_entries} files and folders")
+                    if entry.is_dir(follow_symlinks=False):
+                        os.close(_opened(entry.name, folder))  # its owner cannot move a folder that he cannot write to
+                        moved = f".moved-{secrets.token_hex(8)}"
+                        os.rename(entry.name, moved, src_dir_fd=folder, dst_dir_fd=top)
+                        pending.append(moved)
+                    else:
+                        os.unlink(entry.name, dir_fd=folder)
+        finally:
+            os.close(folder)
+        os.rmdir(name, dir_fd=top)
+
+
+def _opened(name: str, above: int) -> int:
+    """A folder that may now be read, searched and written to, whatever its owner had made of its mode."""
+    with held(above, os.fsencode(name), os.O_DIRECTORY) as hold:
+        os.chmod(by_fd(hold), 0o700)
+        return os.open(by_fd(hold), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
