@@ -2,10 +2,13 @@
 
 import contextlib
 import threading
+import time
 
 import pytest
+from workspaces import OWNERS, PLACES, rooms
 
 from onetrip import errors
+from onetrip.copies import Copies
 from onetrip.model import FileChange, Isolation, Result, Started, Usage
 
 
@@ -69,3 +72,37 @@ def fake_class():
 @pytest.fixture(name="result")
 def result_function():
     return result
+
+
+@pytest.fixture(params=OWNERS)
+def owner(request):
+    """Whose the workspace is: the host's own user's, or a guest's that root acts for."""
+    return request.param
+
+
+@pytest.fixture(params=PLACES)
+def room(request, owner):
+    with rooms(request.param, owner) as made:
+        yield made
+
+
+@pytest.fixture
+def settled(monkeypatch):
+    """The clock is far ahead of every stamp: what is looked at now cannot change later and keep its stamp."""
+    real = time.clock_gettime_ns
+    monkeypatch.setattr(time, "clock_gettime_ns", lambda clock: real(clock) + 10**10)
+
+
+@pytest.fixture
+def work(monkeypatch):
+    """Counts files that are copied, compared and written back."""
+    counts = {"add": 0, "equals": 0, "write": 0}
+    for name in counts:
+        real = getattr(Copies, name)
+
+        def counted(*arguments, real=real, name=name):
+            counts[name] += 1
+            return real(*arguments)
+
+        monkeypatch.setattr(Copies, name, counted)
+    return counts
