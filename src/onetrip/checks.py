@@ -65,6 +65,23 @@ def _check_range(field: str, value: object, allowed: Range) -> float:
     return value
 
 
+MAX_CHECKPOINTS: Final = 64
+
+
+def check_checkpoints(checkpoints: object) -> None:
+    """How many cells of a session can be undone."""
+    _check_range(
+        "checkpoints",
+        checkpoints,
+        Range(0, MAX_CHECKPOINTS, "checkpoints", "less than none, or more processes asleep than useful"),
+    )
+
+
+def check_cells(cells: object) -> None:
+    """How many cells to go back, or forward again."""
+    _check_range("cells", cells, Range(1, MAX_CHECKPOINTS, "cells", "less than one, or more than are kept"))
+
+
 def check_source(code: object, *, field: str = "code") -> bytes:
     """The source as UTF-8. Raises BadRequest for what is not text, holds NUL characters, or is over `MAX_SOURCE_BYTES`."""
     if not isinstance(code, str):

@@ -9,14 +9,15 @@ import contextlib
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterator, Mapping
 from types import TracebackType
-from typing import Any, Self, TypeVar, cast
+from typing import Any, Literal, Self, TypeVar, cast
 
 import msgspec
 
+from onetrip import checks
 from onetrip.engine import LocalEngine
 from onetrip.errors import BadRequest, PlatformError
 from onetrip.files import FileInfo
-from onetrip.model import Cell, Done, Event, Level, Limits, Policy, Result, SessionSpec, Support
+from onetrip.model import Cell, Done, Event, Level, Limits, Policy, Result, Rewound, SessionSpec, Support
 
 T = TypeVar("T")
 FileContents = Mapping[str, bytes | str]
@@ -102,11 +103,18 @@ class AsyncLocal:
         policy: PolicyLike = None,
         metadata: Mapping[str, str] | None = None,
         isolation_floor: Level = "strict",
+        checkpoints: int = 8,
+        on_error: Literal["keep", "rollback"] = "keep",
     ) -> "AsyncSession":
-        """A live namespace with a workspace: `async with ot.session() as s`, or `s = await ot.session()` and `await s.aclose()`."""
+        """A live namespace with a workspace: `async with ot.session() as s`, or `s = await ot.session()` and `await s.aclose()`.
+
+        `checkpoints`: how many cells can be undone; 0 for a session that a killed cell ends. `on_error="rollback"`: a cell that
+        raises leaves nothing behind.
+        """
         spec = _spec(
-            environment=environment, limits=limits, policy=policy, isolation_floor=isolation_floor, metadata=dict(metadata or {})
-        )
+            environment=environment, limits=limits, policy=policy, isolation_floor=isolation_floor, metadata=dict(metadata or {}),
+            checkpoints=checkpoints, on_error=on_error,
+        )  # fmt: skip
         return AsyncSession(self._engine, spec, _contents(files))
 
     def support(self) -> Support:
@@ -162,6 +170,14 @@ class AsyncSession:
         async with contextlib.aclosing(events):
             async for event in events:
                 yield event
+
+    async def undo(self, cells: int = 1) -> Rewound:
+        """Go back to the state before the last cells: variables, imports and files. Raises BadRequest when it is not kept any more."""
+        return await self._engine.undo(self.id, cells)
+
+    async def redo(self, cells: int = 1) -> Rewound:
+        """Take back an `undo`, while nothing new has run."""
+        return await self._engine.redo(self.id, cells)
 
     async def interrupt(self) -> None:
         """Like Ctrl-C for the cell that runs; it is killed when it does not end within the grace period."""
@@ -219,6 +235,9 @@ def _contents(files: FileContents | None) -> dict[str, bytes]:
 def _spec(*, limits: LimitsLike, policy: PolicyLike, **fields: Any) -> SessionSpec:
     if fields["isolation_floor"] not in ("strict", "reduced"):
         raise BadRequest(f"isolation_floor: {fields['isolation_floor']!r} is not “strict” or “reduced”", field="isolation_floor")
+    if fields.get("on_error", "keep") not in ("keep", "rollback"):
+        raise BadRequest(f"on_error: {fields['on_error']!r} is not “keep” or “rollback”", field="on_error")
+    checks.check_checkpoints(fields.get("checkpoints", 0))
     return SessionSpec(limits=_convert(limits, Limits, "limits"), policy=_convert(policy, Policy, "policy"), **fields)
 
 
@@ -251,11 +270,18 @@ class _Portal:
             tasks.append(self.loop.create_task(work))
             tasks[0].add_done_callback(lambda _: ended.set())
 
-        self.loop.call_soon_threadsafe(start)
+        def cancel() -> None:
+            if tasks:
+                tasks[0].cancel()
+            else:  # interrupted before `start` was on its way
+                work.close()
+                ended.set()
+
         try:
+            self.loop.call_soon_threadsafe(start)
             ended.wait()
         except BaseException:
-            self.loop.call_soon_threadsafe(lambda: tasks[0].cancel())  # noqa: PLW0108 - `start` may not have run yet
+            self.loop.call_soon_threadsafe(cancel)
             ended.wait()
             raise
         return tasks[0].result()
@@ -342,6 +368,14 @@ class Session:
         self, code: str, *, inputs: Mapping[str, Any] | None = None, timeout_s: float | None = None, final: bool = False
     ) -> Iterator[Event]:
         return _iterate(self._call, self._async.stream(code, inputs=inputs, timeout_s=timeout_s, final=final))
+
+    def undo(self, cells: int = 1) -> Rewound:
+        done: Rewound = self._call(lambda: self._async.undo(cells))
+        return done
+
+    def redo(self, cells: int = 1) -> Rewound:
+        done: Rewound = self._call(lambda: self._async.redo(cells))
+        return done
 
     def interrupt(self) -> None:
         self._call(self._async.interrupt)

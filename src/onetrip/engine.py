@@ -15,14 +15,18 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from onetrip import checks, environments, preload
-from onetrip.errors import NotFound, SessionGone
+from onetrip.errors import NotFound, SandboxFailed, SessionGone
 from onetrip.files import Workspace
-from onetrip.model import Cell, Done, Event, Level, SessionSpec, Support
+from onetrip.model import Cell, Done, Event, Level, Rewound, SessionSpec, Support
 from onetrip.pool import Pool
+from onetrip.removal import RunFolder
+from onetrip.shelf import Shelf
 from onetrip.tiers.jail import JailTier, reachable_level
 from onetrip.tiers.jail_probe import has_house, has_landlock, probe
+from onetrip.timeline import Timeline
 from onetrip.worker import Worker
 
+MAX_COPIES_MB: Final = 256  # of one session's files, for all its checkpoints
 ENVIRONMENT_FRESH_S: Final = 2.0  # how long we believe what we read of an environment: reading costs more than a run
 Files = Mapping[str, bytes]
 
@@ -31,6 +35,8 @@ class Engine(Protocol):
     async def open(self, spec: SessionSpec, files: Files) -> str: ...
     def execute(self, session_id: str, cell: Cell) -> AsyncGenerator[Event]: ...
     def run(self, spec: SessionSpec, cell: Cell, files: Files) -> AsyncGenerator[Event]: ...
+    async def undo(self, session_id: str, cells: int = 1) -> Rewound: ...
+    async def redo(self, session_id: str, cells: int = 1) -> Rewound: ...
     def interrupt(self, session_id: str) -> None: ...
     def files(self, session_id: str) -> Workspace: ...
     async def close(self, session_id: str) -> None: ...
@@ -65,6 +71,7 @@ class LocalEngine:
         self._environments: dict[str, tuple[float, tuple[environments.Node, ...]]] = {}
         self._support: Support | None = None
         self._starting = asyncio.Lock()
+        self._copies: RunFolder | None = None  # where the shelves of sessions lie
 
     async def start(self, environment: str = "default", *, floor: Level = "strict") -> None:
         """Make ready to run: probe the host, start the zygote, fill the pool. Optional: the first run does what is missing."""
@@ -108,30 +115,70 @@ class LocalEngine:
         _, pool = await self._backend(spec.isolation_floor)
         # What a session will import is not known yet; the richest node costs it nothing but shared memory.
         node = next((name for name in ("plot", "pandas") if any(node.name == name for node in nodes)), nodes[-1].name)
-        worker = await self._worker(pool, spec, node, files)
+        worker = await self._worker(pool, spec, node, files, is_session=True)
+        if spec.checkpoints:
+            worker.remember(self._timeline(worker, spec))
         session_id = f"ses_{secrets.token_hex(12)}"
         self._sessions[session_id] = _Session(spec, worker)
         return session_id
+
+    def _timeline(self, worker: Worker, spec: SessionSpec) -> Timeline:
+        if self._copies is None:
+            self._copies = RunFolder()
+        return Timeline(
+            link=worker.link,
+            sandbox=worker.sandbox,
+            shelf=Shelf(self._copies.path, max_bytes=min(spec.limits.disk_mb, MAX_COPIES_MB) << 20),
+            owner=worker.workspace.owner,
+            depth=spec.checkpoints,
+            memory_bytes=spec.limits.memory_mb << 20,
+        )
+
+    async def undo(self, session_id: str, cells: int = 1) -> Rewound:
+        """Go back so many cells, memory and files. Raises BadRequest, SessionGone; SandboxFailed, and the session is gone."""
+        return await self._rewind(session_id, cells, forward=False)
+
+    async def redo(self, session_id: str, cells: int = 1) -> Rewound:
+        """Take back an `undo`, while nothing new has run."""
+        return await self._rewind(session_id, cells, forward=True)
+
+    async def _rewind(self, session_id: str, cells: int, *, forward: bool) -> Rewound:
+        checks.check_cells(cells)
+        session = self._session(session_id)
+        async with self._turn(session):
+            try:
+                moved = await session.worker.rewind(cells, forward=forward)
+            except SandboxFailed as err:
+                await self._lose(session, str(err))
+                raise
+            return Rewound(moved.cells, moved.note)
 
     async def execute(self, session_id: str, cell: Cell) -> AsyncGenerator[Event]:
         """Run a cell in a session and yield its events, `Done` last. Cells of one session run one after the other."""
         _check_cell(cell)
         session = self._session(session_id)
         asked = time.monotonic()
-        async with session.turn:
-            if session.gone is None and session.worker.ended is not None:  # between two cells
-                await self._lose(session, session.worker.ended)
-            if session.gone is not None:
-                raise SessionGone(f"the session ended: {session.gone}")
+        async with self._turn(session):
             queued_ms = (time.monotonic() - asked) * 1e3
             events = session.worker.execute(
-                cell, session.spec.limits, _run_id(), session_id=session_id, queue_ms=queued_ms, start_ms=0.0
-            )
+                cell, session.spec.limits, _run_id(), session_id=session_id, queue_ms=queued_ms, start_ms=0.0,
+                undo_errors=session.spec.on_error == "rollback",
+            )  # fmt: skip
             async with contextlib.aclosing(events):
                 async for event in events:
                     if isinstance(event, Done) and not event.result.session.survived:
                         await self._lose(session, event.result.session.note or "its process ended")
                     yield event
+
+    @contextlib.asynccontextmanager
+    async def _turn(self, session: _Session) -> AsyncGenerator[None]:
+        """Wait for the cells before to end. Raises SessionGone."""
+        async with session.turn:
+            if session.gone is None and session.worker.ended is not None:  # between two cells
+                await self._lose(session, session.worker.ended)
+            if session.gone is not None:
+                raise SessionGone(f"the session ended: {session.gone}")
+            yield
 
     async def run(self, spec: SessionSpec, cell: Cell, files: Files) -> AsyncGenerator[Event]:
         """A one-shot: a sandbox of its own for this cell, discarded afterwards."""
@@ -179,6 +226,9 @@ class LocalEngine:
             await pool.aclose()
             await tier.aclose()
         self._tiers.clear()
+        if self._copies is not None:
+            self._copies.remove()
+            self._copies = None
 
     # ------------------------------------------------------------------ inside
 
@@ -193,14 +243,14 @@ class LocalEngine:
             self._environments[spec.environment] = found
         return found[1]
 
-    async def _worker(self, pool: Pool, spec: SessionSpec, node: str, files: Files) -> Worker:
+    async def _worker(self, pool: Pool, spec: SessionSpec, node: str, files: Files, *, is_session: bool = False) -> Worker:
         worker = await pool.acquire((spec.environment, node), spec.limits)
         try:
             if files:
                 for path, data in files.items():
                     worker.workspace.write(path, data)
                 worker.note_files()
-            worker.greet(spec.limits, spec.policy)
+            worker.greet(spec.limits, spec.policy, checkpoints=spec.checkpoints if is_session else 0)
         except BaseException:
             await pool.discard(worker)
             raise

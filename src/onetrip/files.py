@@ -40,12 +40,12 @@ class Workspace:
     def __init__(self, fd: int) -> None:
         self._fd = fd
         owner = os.fstat(fd)
-        self._owner = (owner.st_uid, owner.st_gid) if os.geteuid() == 0 and owner.st_uid else None
+        self.owner = (owner.st_uid, owner.st_gid) if os.geteuid() == 0 and owner.st_uid else None
 
     def write(self, path: str, data: bytes) -> None:
         """Create or replace a file, and the folders above it. The new content appears whole or not at all."""
         parts = _checked(path)
-        with as_owner(self._owner), _errors_for(path):
+        with as_owner(self.owner), _errors_for(path):
             folder = self._make_folders(parts[:-1])
             try:
                 temporary = f".upload-{secrets.token_hex(8)}"
@@ -67,7 +67,7 @@ class Workspace:
     def read(self, path: str, *, max_bytes: int = MAX_READ_BYTES) -> bytes:
         """The content of a regular file. Raises NotFound, or BadRequest for anything else and for more than `max_bytes`."""
         parts = _checked(path)
-        with as_owner(self._owner), _errors_for(path):
+        with as_owner(self.owner), _errors_for(path):
             # A FIFO or a device is not even opened: that alone can do something. O_PATH only takes hold of it.
             held = self._open("/".join(parts), os.O_PATH)
             try:
@@ -95,7 +95,7 @@ class Workspace:
     def delete(self, path: str) -> None:
         """Remove one file or link (not what it points to), or an empty folder."""
         parts = _checked(path)
-        with as_owner(self._owner), _errors_for(path):
+        with as_owner(self.owner), _errors_for(path):
             folder = self._open("/".join(parts[:-1]) or ".", os.O_PATH | os.O_DIRECTORY)
             try:
                 try:
@@ -108,7 +108,7 @@ class Workspace:
     def snapshot(self) -> Snapshot:
         """Every regular file with what tells a change, found by a walk that follows no link."""
         found: dict[bytes, tuple[int, int, int, int]] = {}
-        with as_owner(self._owner):
+        with as_owner(self.owner):
             try:
                 root = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._fd)
             except PermissionError:  # the program took the workspace from itself, and from us
@@ -144,6 +144,34 @@ class Workspace:
 
     def _open(self, path: str, flags: int, resolve: int = 0) -> int:
         return open_beneath(self._fd, path.encode(), flags, resolve)
+
+
+class Changes:
+    """What changes in a workspace from one look to the next."""
+
+    def __init__(self, workspace: Workspace) -> None:
+        self._workspace = workspace
+        self._snapshot: Snapshot = {}
+        self._top_moment = (0, 0)
+
+    def begin(self) -> None:
+        """The workspace is empty."""
+        self._top_moment = self._workspace.top_moment()
+
+    def note(self) -> None:
+        """What it is like now is no change."""
+        self._top_moment = self._workspace.top_moment()
+        self._snapshot = self._workspace.snapshot()
+
+    def take(self) -> tuple[FileChange, ...]:
+        """What changed since the last look."""
+        top_moment = self._workspace.top_moment()
+        if not self._snapshot and top_moment == self._top_moment:
+            return ()  # an empty file system does not get a file without its top folder changing
+        now = self._workspace.snapshot()
+        changes = diff(self._snapshot, now)
+        self._snapshot, self._top_moment = now, top_moment
+        return changes
 
 
 def diff(before: Snapshot, after: Snapshot) -> tuple[FileChange, ...]:

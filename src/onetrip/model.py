@@ -46,6 +46,9 @@ class SessionSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     metadata: dict[str, str] = {}
     idle_timeout_s: float | None = None
     isolation_floor: Level = "strict"
+    checkpoints: int = 8  # how many cells can be undone; 0: none, and a cell that is killed ends the session
+    on_error: Literal["keep", "rollback"] = "keep"  # what becomes of the state when a cell raises
+    threads: int = 1  # of OpenMP and BLAS; more than one means no checkpoints, as such threads do not survive a fork
 
 
 class Cell(msgspec.Struct, frozen=True, kw_only=True):
@@ -94,9 +97,18 @@ class FileChange(msgspec.Struct, frozen=True):
 
 
 class SessionState(msgspec.Struct, frozen=True):
+    """What became of the session. `note` says why there is no checkpoint, what could not be brought back, or how it ended."""
+
     survived: bool
-    rolled_back: bool = False
-    checkpoint: bool = False
+    rolled_back: bool = False  # the state is that before this cell
+    checkpoint: bool = False  # there was a checkpoint of the state before this cell
+    note: str | None = None
+
+
+class Rewound(msgspec.Struct, frozen=True):
+    """What `undo` or `redo` did: how many cells the state now has behind it, and what could not be brought back."""
+
+    cells: int
     note: str | None = None
 
 

@@ -2,17 +2,52 @@
 
 import asyncio
 import codecs
+import collections
+import contextlib
 import errno
 import os
 from collections.abc import Callable
 from typing import Final, Literal
 
+from onetrip.model import Event
+
+BUFFER_BYTES: Final = 1 << 20  # of events that wait for a slow consumer
 READ_BYTES: Final = 256 * 1024
 DRAIN_BYTES: Final = 4 << 20  # of one stream at the end of a run: more than a pipe can hold, so a writer cannot keep us here
 _decoder: Final = codecs.getincrementaldecoder("utf-8")
 
 Name = Literal["stdout", "stderr"]
 Sink = Callable[[Name, str, int], None]
+
+
+class Backlog:
+    """Events on their way to a consumer that may be slow. More than `BUFFER_BYTES` of them pause whoever makes them."""
+
+    def __init__(self, pause: Callable[[], None], resume: Callable[[], None]) -> None:
+        self._pause, self._resume = pause, resume
+        self._events: collections.deque[Event] = collections.deque()
+        self._bytes = 0
+
+    def __bool__(self) -> bool:
+        return bool(self._events)
+
+    def add(self, event: Event, size: int) -> None:
+        self._events.append(event)
+        self._bytes += size
+        if self._bytes > BUFFER_BYTES:
+            self._pause()
+
+    def take(self) -> Event:
+        event = self._events.popleft()
+        if not self._events:
+            if self._bytes > BUFFER_BYTES:
+                self._resume()
+            self._bytes = 0
+        return event
+
+    def clear(self) -> None:
+        self._events.clear()
+        self._bytes = 0
 
 
 class _Pipe:
@@ -84,6 +119,14 @@ class Outputs:
             left = DRAIN_BYTES
             while left > 0 and not pipe.at_end and (got := self._read(pipe)):
                 left -= got
+
+    def discard(self) -> None:
+        """Throw away what is in the pipes: who wrote it is gone, and its run is over."""
+        for pipe in self._pipes:
+            with contextlib.suppress(BlockingIOError):
+                for _ in range(DRAIN_BYTES // READ_BYTES):
+                    if not os.read(pipe.fd, READ_BYTES):
+                        break
 
     def text(self, name: Name) -> str:
         pipe = self._pipes[0] if name == "stdout" else self._pipes[1]

@@ -61,6 +61,31 @@ class Execute:
 
 
 @dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """Host → guest, between cells: fork. The parent stays behind as a checkpoint, the child goes on; `Kept` answers.
+
+    A descriptor comes with the packet: the checkpoint's own socket, on which it waits for `Spawn`; its end ends the checkpoint.
+    """
+
+    KIND: ClassVar = "checkpoint"
+    number: int  # of the checkpoint, counted by the host
+    parts: Sequence[bytes] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Spawn:
+    """Host → checkpoint, on its own socket: fork a process that goes on from here; `Live` answers on the channel that it has.
+
+    `branch`: channel, stdout and stderr of its own come with the packet, and it works in the folder `workspace`.
+    """
+
+    KIND: ClassVar = "spawn"
+    branch: bool
+    workspace: str
+    parts: Sequence[bytes] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Shutdown:
     """Host → guest: leave the loop. Only a courtesy; the host kills in any case."""
 
@@ -87,6 +112,28 @@ class Refused:
     step: str
     errno: int
     detail: str
+    parts: Sequence[bytes] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """Guest → host, the answer to `Checkpoint`. Process ids are the sandbox's own; the host checks them against the kernel."""
+
+    KIND: ClassVar = "kept"
+    number: int
+    live: int  # the process that speaks and goes on
+    checkpoint: int  # its parent, which is the checkpoint; 0: there is none
+    why: str  # why there is none, or none that is worth keeping
+    parts: Sequence[bytes] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Live:
+    """Guest → host, the answer to `Spawn`: this process goes on from the checkpoint."""
+
+    KIND: ClassVar = "live"
+    live: int
+    note: str  # what could not be brought back, such as an open file that is gone
     parts: Sequence[bytes] = ()
 
 
@@ -123,10 +170,12 @@ class Goodbye:
     parts: Sequence[bytes] = ()
 
 
-HostMessage = Hello | Execute | Shutdown
-GuestMessage = Ready | Refused | Display | Done | Goodbye
-_HOST_KINDS: Final = {"hello": Hello, "execute": Execute, "shutdown": Shutdown}
-_GUEST_KINDS: Final = {"ready": Ready, "refused": Refused, "display": Display, "done": Done, "goodbye": Goodbye}
+HostMessage = Hello | Execute | Checkpoint | Spawn | Shutdown
+GuestMessage = Ready | Refused | Kept | Live | Display | Done | Goodbye
+_HOST_KINDS: Final = {"hello": Hello, "execute": Execute, "checkpoint": Checkpoint, "spawn": Spawn, "shutdown": Shutdown}
+_GUEST_KINDS: Final = {
+    "ready": Ready, "refused": Refused, "kept": Kept, "live": Live, "display": Display, "done": Done, "goodbye": Goodbye
+}  # fmt: skip
 
 
 # ---------------------------------------------------------------------------------------------------- encoding
@@ -238,6 +287,13 @@ _FIELD_TYPES: Final[Mapping[str, type]] = {
     "errno": int,
     "detail": str,
     "is_result": bool,
+    "number": int,
+    "live": int,
+    "checkpoint": int,
+    "why": str,
+    "note": str,
+    "branch": bool,
+    "workspace": str,
 }
 _NAME_LISTS: Final = frozenset({"held", "mimes"})
 _MAX_TEXT: Final = 4096  # characters of any text field in a header; long texts travel as parts
@@ -263,7 +319,7 @@ def _checked(kind: str, name: str, value: Any) -> Any:
 
 # ---------------------------------------------------------------------------------------------------- the two ends
 
-HostState = Literal["starting", "idle", "running", "ended"]
+HostState = Literal["starting", "idle", "running", "moving", "ended"]
 
 
 @dataclass(slots=True)
@@ -271,10 +327,12 @@ class HostProtocol:
     """The host's end: checks what the guest sends and when it sends it.
 
     starting ─Ready→ idle ─execute()→ running ─Done→ idle;  Refused and Goodbye end it.  Display only while running.
+    idle ─checkpoint()→ moving ─Kept→ idle;  any but ended ─start_over()→ moving ─Live→ idle.
     """
 
     state: HostState = "starting"
     run: str | None = None
+    number: int | None = None  # of the checkpoint that is being made
     _frames: _Reassembler = field(default_factory=_Reassembler)
 
     def execute(self, message: Execute) -> Iterator[bytes]:
@@ -284,6 +342,17 @@ class HostProtocol:
         out = packets(message)
         self.state, self.run = "running", message.run
         return out
+
+    def checkpoint(self, message: Checkpoint) -> Iterator[bytes]:
+        """Packets that ask for a checkpoint. Raises RuntimeError when the guest is not idle."""
+        if self.state != "idle":
+            raise RuntimeError(f"cannot make a checkpoint while {self.state}")
+        self.state, self.number = "moving", message.number
+        return packets(message)
+
+    def start_over(self) -> None:
+        """The process that spoke is gone, and all that it had in the channel was thrown away; the next one says `Live` first."""
+        self.state, self.run, self.number, self._frames = "moving", None, None, _Reassembler()
 
     def receive(self, packet: bytes) -> GuestMessage | None:
         """One packet from the guest → the message it completes, or None. Raises Violation; the sandbox is then ended."""
@@ -302,6 +371,14 @@ class HostProtocol:
                 if self.state != "starting":
                     raise Violation("Refused after Ready")
                 self.state = "ended"
+            case Kept():
+                if self.state != "moving" or message.number != self.number or min(message.live, message.checkpoint) < 0:
+                    raise Violation("a Kept that nobody waits for")
+                self.state, self.number = "idle", None
+            case Live():
+                if self.state != "moving" or self.number is not None or message.live < 2:
+                    raise Violation("a Live that nobody waits for")
+                self.state = "idle"
             case Display():
                 if self.state != "running" or message.run != self.run or len(message.mimes) != len(message.parts):
                     raise Violation("a Display outside of its run")

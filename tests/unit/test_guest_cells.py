@@ -153,7 +153,7 @@ def test_source_lines_are_kept_for_inspect_and_survive_checkcache(guest):
         ("raise ValueError('\\ud800')", "ValueError", "\\ud800"),
         ("class R:\n    def __repr__(self): raise OSError('no')\nR()", "OSError", "no"),
         ("a = []\nfor _ in range(100000): a = [a]\na", "RecursionError", "maximum recursion depth exceeded"),
-        ("input()", "EOFError", "input() has nobody to ask"),
+        ("input()", "EOFError", "there is nobody to ask"),
     ],
 )
 def test_every_end_is_a_proper_result(shared, code, kind, message):

@@ -4,6 +4,7 @@ The program may have threads and forked children that outlive a cell and still w
 under a lock, by the process that owns the channel, and a display only while its own run is open.
 """
 
+from _socket import AF_UNIX, CMSG_SPACE, MSG_CMSG_CLOEXEC, SCM_RIGHTS, SOCK_SEQPACKET, SOL_SOCKET, socket
 from _thread import allocate_lock
 from collections import deque
 from collections.abc import Mapping
@@ -11,7 +12,8 @@ from fcntl import ioctl
 from itertools import repeat
 from os import set_blocking
 from posix import _exit as exit_process  # pyright: ignore[reportPrivateUsage]  # its public name is os._exit
-from posix import close, getpid, read, write
+from posix import close, getpid, write
+from sys import byteorder
 from termios import TIOCOUTQ  # of a socket: bytes that the other end has not read
 from time import monotonic, sleep
 from typing import Final
@@ -20,6 +22,7 @@ from .. import wire
 from .interrupts import block_all, restore
 from .own import OWN as __builtins__  # noqa: F401  # see own.py
 
+_FDS_BYTES: Final = CMSG_SPACE(4 * 3)
 _READ_S: Final = 0.02  # longest wait for the host to read a display …
 _READ_TOTAL_S: Final = 0.25  # … and in one cell altogether
 _READ_STEP_S: Final = 0.00005
@@ -31,6 +34,8 @@ class Channel:
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
+        self._socket = socket(AF_UNIX, SOCK_SEQPACKET, 0, fd)
+        self.fds: list[int] = []  # that came with the message received last; whoever uses them takes them out
         self._pid = getpid()
         self._run: str | None = None
         self._patience_s = 0.0
@@ -41,7 +46,7 @@ class Channel:
         """The next message from the host, waiting for it; None when the host is gone."""
         while True:
             try:
-                packet = read(self._fd, wire.PACKET_BYTES)
+                packet = self._receive()
             except BlockingIOError:  # the program changed the socket
                 set_blocking(self._fd, True)
                 continue
@@ -52,6 +57,23 @@ class Channel:
             message = self._protocol.receive(packet)
             if message is not None:
                 return message
+
+    def _receive(self) -> bytes:
+        packet, ancillary, _flags, _address = self._socket.recvmsg(wire.PACKET_BYTES, _FDS_BYTES, MSG_CMSG_CLOEXEC)
+        for level, kind, data in ancillary:
+            if level == SOL_SOCKET and kind == SCM_RIGHTS:
+                self.fds += [int.from_bytes(data[at : at + 4], byteorder) for at in range(0, len(data), 4)]
+        return packet
+
+    def own(self) -> None:
+        """In a process that goes on in place of the one that made this: it is the owner."""
+        self._pid = getpid()
+
+    def end(self) -> None:
+        """Close it."""
+        if self._fd >= 0:
+            self._fd = -1
+            self._socket.close()
 
     def open_run(self, run: str) -> None:
         self._run = run
@@ -110,4 +132,5 @@ class Channel:
         if self._fd >= 0 and getpid() != self._pid:
             self._run = None
             fd, self._fd = self._fd, -1
+            self._socket.detach()
             close(fd)

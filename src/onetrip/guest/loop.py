@@ -19,10 +19,10 @@ from contextlib import contextmanager
 from os import register_at_fork
 from posix import _exit as exit_process  # pyright: ignore[reportPrivateUsage]  # its public name is os._exit
 from posix import getpid
-from typing import Final, NoReturn
+from typing import Any, Final, NoReturn
 
 from .. import wire
-from . import reseed, stdin, warmup
+from . import checkpoint, reseed, stdin, warmup
 from .audit import Listener
 from .channel import Channel
 from .display import Displays
@@ -78,6 +78,17 @@ class _Guest:
         self.runner.own()
         self.listener.wrote = False
         return channel
+
+    def own(self, channel: Channel) -> None:
+        """In a process that goes on in place of the session's, or beside it."""
+        channel.own()
+        self.runner.own()
+
+    def event_loop(self) -> Any:
+        return self.runner.event_loop()
+
+    def seeded(self) -> frozenset[str]:
+        return frozenset(self.runner.seeded)
 
     def touch(self) -> None:
         """Run an empty cell: the memory that every cell writes to is copied now, while nobody waits, and not in the first run."""
@@ -149,6 +160,8 @@ def serve(channel_fd: int, held: tuple[str, ...]) -> NoReturn:
                 if policy := ModulePolicy.of(session):
                     policy.install()
                     guest.runner.accept_builtins()
+            case wire.Checkpoint() as message:
+                checkpoint.leave(guest, channel, message)
             case wire.Shutdown():
                 channel.send(wire.Goodbye())
                 exit_process(0)

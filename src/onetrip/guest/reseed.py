@@ -8,6 +8,7 @@ not notice the fork. What cannot be changed: hash seed, address layout, stack ca
 """
 
 import ctypes
+import re
 import sys
 from collections.abc import Callable
 from os import urandom
@@ -140,6 +141,44 @@ def finish() -> None:
     """In the fork, before any code of the program: what `places` could not prepare."""
     for draw, module in _left:
         draw(module)
+
+
+# A library's name in a source, before its `seed(` or `set_state(`.
+_SEEDING: Final = re.compile(rb"(?:([\w.]+)\s*\.\s*)?(?:seed|set_?state)\s*\(")
+_LIBRARY_OF: Final = {b"np.random": "numpy.random", b"numpy.random": "numpy.random", b"random": "random"}
+
+
+def seeded_by(source: bytes) -> set[str]:
+    """The generators that this source seeds, as far as its text shows; an unqualified or unknown `seed(` may be any of them."""
+    found: set[str] = set()
+    for (name,) in (match.groups() for match in _SEEDING.finditer(source)):
+        found |= {_LIBRARY_OF[name]} if name in _LIBRARY_OF else {"random", "numpy.random", "sympy.core.random"}
+    return found
+
+
+def branch(seeded: frozenset[str]) -> None:
+    """In a branch of a session: no random number, uuid or key of another branch again, unless the program asked for it by a seed."""
+    for table in (DRAW, FORGET):
+        for name, action in table.items():
+            if name not in seeded and (module := sys.modules.get(name)) is not None:
+                action(module)
+    numpy_random = sys.modules.get("numpy.random")
+    main = sys.modules.get("__main__")
+    if numpy_random is not None and main is not None:
+        for value in list(vars(main).values()):
+            if type(value) is numpy_random.Generator:
+                _renew_generator(value)
+
+
+def _renew_generator(generator: Any) -> None:
+    """One that the operating system seeded: its entropy is a number of 128 bits, which nobody writes down."""
+    bits = generator.bit_generator
+    entropy = getattr(getattr(bits, "seed_seq", None), "entropy", None)
+    if isinstance(entropy, int) and entropy.bit_length() > _WRITTEN_BITS:
+        bits.state = type(bits)().state
+
+
+_WRITTEN_BITS: Final = 96
 
 
 def reseed(modules: dict[str, ModuleType] | None = None) -> None:

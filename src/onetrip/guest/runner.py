@@ -19,6 +19,7 @@ from sys import setprofile, settrace
 from types import ModuleType
 from typing import Any, Final, cast
 
+from . import reseed
 from .audit import Listener
 from .display import Displays, plain_text
 from .ending import drop_namespace, end_program, leave_child
@@ -76,6 +77,11 @@ class Runner:
         self._outcome = _Outcome()
         self._value: Any = None  # result of the cell that runs
         self._space: dict[str, Any] = {}
+        self.seeded: set[str] = set()  # libraries whose generator the program seems to have seeded
+
+    def event_loop(self) -> Any:
+        """The event loop of the session, if a cell needed one."""
+        return self._loop.get_loop() if self._loop is not None else None
 
     def own(self) -> None:
         """In the process that will run cells."""
@@ -111,6 +117,8 @@ class Runner:
         self._displays.broken_figure = None
         self._listener.wrote = False
         variables: dict[str, Any] = loads(inputs) if inputs else {}
+        if b"see" in source or b"state" in source:
+            self.seeded |= reseed.seeded_by(source)
         self._keeper.give_back()
         self._attempt(name, lambda: self._program(name, source, variables), final=final)
         value, self._value = self._value, None

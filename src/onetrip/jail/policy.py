@@ -85,7 +85,9 @@ CLONE: Final[Rule] = (OneOf(0, (0,), mask=_CLONE_REFUSED),)
 ARCH_PRCTL: Final[Rule] = (OneOf(0, (0x1002, 0x1003, 0x1021, 0x1022, 0x1023)),)
 # linux/prctl.h: SET_PDEATHSIG, GET_PDEATHSIG, GET_DUMPABLE, SET_NAME, GET_NAME, GET_SECCOMP, CAPBSET_READ, GET_TIMERSLACK,
 # SET_NO_NEW_PRIVS, GET_NO_NEW_PRIVS, SET_VMA (names of memory areas). Not SET_DUMPABLE: what is hidden stays hidden.
-PRCTL: Final[Rule] = (OneOf(0, (1, 2, 3, 15, 16, 21, 23, 30, 38, 39, 0x53564D41)),)
+_PRCTL_ANY: Final = (1, 2, 3, 15, 16, 21, 23, 30, 38, 39, 0x53564D41)
+# SET_SECCOMP, with SECCOMP_MODE_FILTER only: one more filter, which can only take away (guest/forking.py).
+PRCTL: Final[Rule] = (Switch(0, (*((option, ()) for option in _PRCTL_ANY), (22, (OneOf(1, (2,)),)))),)
 PRLIMIT: Final[Rule] = (OneOf(0, (0,)),)
 # linux/net.h, linux/in.h: unix; inet and inet6 with TCP or UDP only, so that no protocol module is loaded. SOCK_STREAM 1,
 # SOCK_DGRAM 2, SOCK_SEQPACKET 5; the mask leaves out SOCK_CLOEXEC and SOCK_NONBLOCK.

@@ -4,7 +4,7 @@ Guest and protocol are the same in every tier; nothing above this file knows how
 """
 
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -23,7 +23,7 @@ class LaunchSpec(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Exit(msgspec.Struct, frozen=True):
-    """How the runner ended, from the kernel. Exactly one of `code` and `signal` is set, unless the tier itself was `lost`."""
+    """How the session's process ended, from the kernel. `code` or `signal` is set, unless the tier was `lost` or nobody knows."""
 
     code: int | None = None
     signal: int | None = None
@@ -60,12 +60,45 @@ class Sandbox(Protocol):
         """What holds around this sandbox; `held` is what the guest's own process applied."""
         ...
 
-    def apply(self, limits: Limits) -> None:
-        """Set the limits, from outside, of a sandbox that has not run user code yet. Raises OSError; it is then unusable."""
+    def apply(self, limits: Limits, *, asleep: int = 0) -> None:
+        """Set the limits, from outside, of a sandbox that has not run user code yet. Raises OSError; it is then unusable.
+
+        `asleep`: so many processes of ours may be there beside the program's (checkpoints).
+        """
+        ...
+
+    @property
+    def live(self) -> int:
+        """The session's process, by its number inside of the sandbox."""
+        ...
+
+    @property
+    def checkpoint_obstacle(self) -> str | None:
+        """Why no checkpoints can be made in this sandbox; None where they can."""
+        ...
+
+    def follow(self, live: int, sender: Sequence[tuple[int, int, bytes]]) -> None:
+        """From now on this process is the session's: interrupts are for it, and its end is what `on_exit` tells.
+
+        `sender` is the ancillary data that came with its first message: who it is comes from the kernel, not from the message.
+        The process that was live before is a checkpoint now. Raises SandboxFailed when the two do not agree.
+        """
+        ...
+
+    def kill_live(self) -> None:
+        """End the session's process only, at once; `on_exit` tells."""
+        ...
+
+    async def clear(self, keep: Collection[int], timeout_s: float) -> bool:
+        """End every process but init and those to keep, the live one included, of which nothing more is told. False: some are left."""
+        ...
+
+    def release(self, pid: int) -> None:
+        """End a checkpoint that nobody needs any more."""
         ...
 
     def interrupt(self) -> None:
-        """Like Ctrl-C, for the runner only."""
+        """Like Ctrl-C, for the session's process only."""
         ...
 
     def kill(self) -> None:

@@ -221,6 +221,7 @@ class JailTier:
             group=group,
             controllers=self._hierarchy.names if group else ("watchdog",),
             open_room=None if open_room is None else open_room / "workspace",
+            is_bound=self._landlock,
             on_close=closed,
         )
         live[spec.id] = sandbox

@@ -7,7 +7,7 @@ import resource
 import select
 import signal
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,6 +16,7 @@ from onetrip.jail import cgroup, usage
 from onetrip.model import Isolation, Level, Limits
 from onetrip.removal import used_bytes
 from onetrip.tiers.base import Exit, Reading
+from onetrip.tiers.jail_processes import FIRST, Processes
 
 CLOSE_S: Final = 10  # killing a process tree takes milliseconds; longer means that the kernel is stuck on it
 _MIB: Final = 1 << 20
@@ -36,15 +37,16 @@ class JailSandbox:
         group: cgroup.Group | None,
         controllers: tuple[str, ...],
         open_room: Path | None,
+        is_bound: bool,
         on_close: Callable[[cgroup.Group | None], None],
     ) -> None:
         self.id, self.node, self.meta = name, node, meta
         self._level: Level = level
         self._limits = limits
+        self._is_bound = is_bound  # by Landlock
         self._group, self._controllers = group, controllers
         self._on_close = on_close
         self._callback: Callable[[Exit], None] | None = None
-        self._exit: Exit | None = None
         self._closed = False
         self._sampled_peak = 0  # highest sample since `reset_peak`
         channel, self.stdout, self.stderr, *rest = fds
@@ -59,6 +61,9 @@ class JailSandbox:
             self._pid = _pid_of(self._runner)
         for end in (self.channel.fileno(), self.stdout, self.stderr):
             os.set_blocking(end, False)
+        self.channel.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)  # who sends is the kernel's word
+        self._processes = Processes(self._proc, self._runner, self._tell)
+        self._exit: Exit | None = None
         self._open_room = open_room
         self._sampler: usage.Sampler | None = None
         self._scratch = -1  # the file system of /tmp and /dev/shm, where files are to be sampled, too
@@ -78,6 +83,16 @@ class JailSandbox:
     def isolation(self, held: tuple[str, ...]) -> Isolation:
         return Isolation("jail", self._level, (*held, *self._controllers))
 
+    @property
+    def live(self) -> int:
+        return self._processes.live
+
+    @property
+    def checkpoint_obstacle(self) -> str | None:
+        if self._init < 0:
+            return "at this level a program has no process namespace of its own"
+        return None if self._is_bound else "without Landlock a program could write to its checkpoints"
+
     def _statm(self) -> tuple[int, int]:
         """Resident and private writable memory of the runner now, in bytes (proc_pid_statm(5)); zeros when it is gone."""
         try:
@@ -89,9 +104,10 @@ class JailSandbox:
         page = os.sysconf("SC_PAGESIZE")
         return int(fields[1]) * page, int(fields[5]) * page
 
-    def apply(self, limits: Limits) -> None:
+    def apply(self, limits: Limits, *, asleep: int = 0) -> None:
+        processes = limits.processes + 1 + asleep  # 1: init
         if self._group is not None:
-            self._group.set_limits(memory_bytes=limits.memory_mb * _MIB, processes=limits.processes + 1)
+            self._group.set_limits(memory_bytes=limits.memory_mb * _MIB, processes=processes)
         elif self._sampler is not None:
             self._sampler.memory_limit_bytes = limits.memory_mb * _MIB
             if self._init >= 0 and self._scratch < 0:
@@ -102,8 +118,8 @@ class JailSandbox:
         data_bytes = self._statm()[1] + limits.memory_mb * _MIB * 15 // 16
         wanted = {resource.RLIMIT_FSIZE: file_bytes, resource.RLIMIT_DATA: data_bytes}
         if self._init >= 0:
-            # Per user namespace since Linux 5.14, so it does not count the processes of others. +1: init.
-            wanted[resource.RLIMIT_NPROC] = limits.processes + 1
+            # Per user namespace since Linux 5.14, so it does not count the processes of others.
+            wanted[resource.RLIMIT_NPROC] = processes
         pid = _pid_of(self._runner)
         for which, value in wanted.items():
             resource.prlimit(pid, which, (value, value))
@@ -111,10 +127,25 @@ class JailSandbox:
             raise ProcessLookupError("the guest's process has ended")
         self._limits = limits
 
+    def follow(self, live: int, sender: Sequence[tuple[int, int, bytes]]) -> None:
+        self._processes.follow(live, sender)
+        self._exit = None
+
+    def kill_live(self) -> None:
+        if not self._closed:
+            self._processes.kill()
+
+    async def clear(self, keep: Collection[int], timeout_s: float) -> bool:
+        return not self._closed and await self._processes.clear(keep, timeout_s)
+
+    def release(self, pid: int) -> None:
+        if not self._closed:
+            self._processes.release(pid)
+
     def interrupt(self) -> None:
         with contextlib.suppress(ProcessLookupError, OSError):
-            if not self._closed:
-                signal.pidfd_send_signal(self._runner, signal.SIGINT)
+            if not self._closed and (handle := self._processes.handle) >= 0:
+                signal.pidfd_send_signal(handle, signal.SIGINT)
 
     def kill(self) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -127,7 +158,11 @@ class JailSandbox:
             callback(self._exit)
 
     def ended(self, how: Exit) -> None:
-        """Called by the tier, once."""
+        """Called by the tier when the first process has ended, or (`lost`) nothing more will be known. It may be a checkpoint by now."""
+        if how.lost is not None or self._processes.live == FIRST:
+            self._tell(how)
+
+    def _tell(self, how: Exit) -> None:
         if self._exit is None:
             self._exit = how
             if self._callback is not None:
@@ -172,6 +207,7 @@ class JailSandbox:
         except TimeoutError as err:
             raise PlatformError(f"sandbox {self.id} did not end within {CLOSE_S} s after SIGKILL") from err
         finally:
+            self._processes.close()
             self.channel.close()
             for fd in (self.stdout, self.stderr, self._init, self._runner, self.workspace, self._proc, self._scratch):
                 if fd >= 0:

@@ -1,0 +1,202 @@
+"""The channel of one sandbox, from the host's end: packets in, messages out, and waiting for whatever comes next.
+
+Everything that arrives is a stranger's: the protocol (`wire`) checks it, and what does not fit ends the sandbox. Callbacks run on
+the event loop, in the order of arrival. One task waits at a time.
+"""
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final
+
+from onetrip import wire
+from onetrip.errors import SandboxFailed
+from onetrip.tiers.base import Sandbox
+
+PACKETS_AT_ONCE: Final = 16  # at most 1 MiB; decoding them takes about a millisecond
+MAX_LAST_PACKETS: Final = 512  # more than fit into the socket's buffer, net.core.rmem_default
+MOVE_S: Final = 10.0  # for the guest to fork; milliseconds when nothing is wrong
+_SENDER_BYTES: Final = socket.CMSG_SPACE(12)  # struct ucred
+
+
+class Conversation:
+    """Speaks with the guest. `ended` says why nothing more will come; `fallen` why the session's process is gone, if it alone is.
+
+    `before_packet` is called before a packet is taken, `on_message` with each message but those about checkpoints, which end here,
+    `on_end` when the channel has ended or was broken, with the reason and whether the guest broke the protocol.
+    """
+
+    def __init__(
+        self,
+        sandbox: Sandbox,
+        *,
+        before_packet: Callable[[], None],
+        on_message: Callable[[wire.GuestMessage], None],
+        on_end: Callable[[str, bool], None],
+    ) -> None:
+        self._sandbox = sandbox
+        self._before_packet, self._on_message, self._on_end = before_packet, on_message, on_end
+        self._loop = asyncio.get_running_loop()
+        self._wakeup: asyncio.Future[None] | None = None
+        self._moved: wire.Kept | wire.Live | None = None
+        self.protocol = wire.HostProtocol()
+        self.ended: str | None = None
+        self.fallen: str | None = None
+
+    @property
+    def silent(self) -> str | None:
+        """Why the session's process will say nothing more; None while it may."""
+        return self.ended or self.fallen
+
+    def listen(self) -> None:
+        self._loop.add_reader(self._sandbox.channel.fileno(), self._readable)
+
+    def end(self, reason: str) -> None:
+        """Nothing more is read or written."""
+        if self.ended is None:
+            self.ended = reason
+            self._loop.remove_reader(self._sandbox.channel.fileno())
+            self._loop.remove_writer(self._sandbox.channel.fileno())
+        self.wake()
+
+    def hear_out(self) -> None:
+        """Take what is in the channel already: the last words of a process. The end of file need not come: a child may hold it open."""
+        for _ in range(MAX_LAST_PACKETS // PACKETS_AT_ONCE):
+            if self.ended is None:
+                self._readable()
+
+    # ------------------------------------------------------------------ waiting and sending
+
+    def wake(self) -> None:
+        if self._wakeup is not None and not self._wakeup.done():
+            self._wakeup.set_result(None)
+
+    async def wait(self) -> None:
+        """Until something happens. No deadline of its own: a run has its wall limit's timer, everything else a timeout around it."""
+        self._wakeup = self._loop.create_future()
+        try:
+            await self._wakeup
+        finally:
+            self._wakeup = None
+
+    async def send(self, packets: Iterable[bytes], fds: Sequence[int] = ()) -> None:
+        """Send all packets, `fds` with the first. Returns early when the other end is gone."""
+        channel = self._sandbox.channel
+        for packet in packets:
+            while self.silent is None:
+                try:
+                    if fds:
+                        socket.send_fds(channel, [packet], fds)
+                    else:
+                        channel.send(packet)
+                    fds = ()
+                    break
+                except BlockingIOError:
+                    # A guest that does not read; whoever sends has a deadline, which will end it.
+                    self._loop.add_writer(channel.fileno(), self.wake)
+                    try:
+                        await self.wait()
+                    finally:
+                        if self.ended is None:
+                            self._loop.remove_writer(channel.fileno())
+                except OSError as err:
+                    self._on_end(f"the channel broke: {err}", False)
+
+    # ------------------------------------------------------------------ reading
+
+    def _readable(self) -> None:
+        for _ in range(PACKETS_AT_ONCE):  # then it is the others' turn: a guest can send faster than we decode
+            self._before_packet()
+            try:
+                sender: list[tuple[int, int, bytes]] = []
+                if self.protocol.state == "moving":
+                    packet, sender, _flags, _address = self._sandbox.channel.recvmsg(wire.PACKET_BYTES + 1, _SENDER_BYTES)
+                else:
+                    packet = self._sandbox.channel.recv(wire.PACKET_BYTES + 1)
+                if not packet:
+                    self._on_end("the guest's process ended", False)
+                elif (message := self.protocol.receive(packet)) is not None:
+                    self._received(message, sender)
+            except BlockingIOError:
+                return
+            except OSError as err:
+                self._on_end(f"the channel broke: {err}", False)
+            except wire.Violation as err:
+                self._on_end(f"the guest broke the protocol: {err}", True)
+            if self.ended is not None:
+                return
+
+    def _received(self, message: wire.GuestMessage, sender: Sequence[tuple[int, int, bytes]]) -> None:
+        if isinstance(message, wire.Kept | wire.Live):
+            try:
+                self._sandbox.follow(message.live, sender)
+            except SandboxFailed as err:
+                self._on_end(str(err), False)
+                return
+            self._moved = message
+            self.fallen = None
+        else:
+            self._on_message(message)
+        self.wake()
+
+    # ------------------------------------------------------------------ checkpoints: what a timeline needs
+
+    async def ask(self, message: wire.Checkpoint, command: socket.socket) -> wire.Kept:
+        """See `timeline.Link`."""
+        self._moved = None
+        await self.send(self.protocol.checkpoint(message), [command.fileno()])
+        moved = await self._wait_moved()
+        if not isinstance(moved, wire.Kept):
+            raise SandboxFailed("the guest did not answer the request for a checkpoint")
+        return moved
+
+    async def start_over(self) -> None:
+        """See `timeline.Link`. Everybody who could write is gone by now."""
+        self._moved = None
+        self.protocol.start_over()
+        with contextlib.suppress(BlockingIOError):
+            for _ in range(MAX_LAST_PACKETS):
+                if not self._sandbox.channel.recv(wire.PACKET_BYTES + 1):
+                    break
+        self._before_packet()
+
+    async def wait_live(self, command: socket.socket) -> wire.Live:
+        """See `timeline.Link`."""
+        self._loop.add_reader(command.fileno(), self.wake)
+        try:
+            moved = await self._wait_moved(command)
+        finally:
+            self._loop.remove_reader(command.fileno())
+        if not isinstance(moved, wire.Live):
+            raise SandboxFailed("the checkpoint did not say that it goes on")
+        return moved
+
+    async def _wait_moved(self, command: socket.socket | None = None) -> wire.Kept | wire.Live | None:
+        try:
+            async with asyncio.timeout(MOVE_S):
+                while self._moved is None and self.ended is None:
+                    if command is not None:
+                        _raise_refusal(command)
+                    if command is None and self.fallen is not None:
+                        raise SandboxFailed(self.fallen)
+                    await self.wait()
+        except TimeoutError as err:
+            raise SandboxFailed(f"the guest did not fork within {MOVE_S:.0f} s") from err
+        if self.ended is not None:
+            raise SandboxFailed(self.ended)
+        return self._moved
+
+
+def _raise_refusal(command: socket.socket) -> None:
+    """A checkpoint says something on its own socket only when it cannot fork, or is gone."""
+    with contextlib.suppress(BlockingIOError):
+        packet = command.recv(wire.PACKET_BYTES + 1)
+        if not packet:
+            raise SandboxFailed("the checkpoint is gone")
+        try:
+            message = wire.HostProtocol().receive(packet)
+        except wire.Violation as err:
+            raise SandboxFailed(f"the checkpoint broke the protocol: {err}") from err
+        detail = f"{message.step}: {message.detail}" if isinstance(message, wire.Refused) else "it said something else"
+        raise SandboxFailed(f"the checkpoint cannot go on: {detail}")

@@ -1,0 +1,244 @@
+"""The checkpoints of one session: made between cells, gone back to, dropped when they are too many or memory runs short.
+
+Theory of operation
+-------------------
+The session's process, the *live* one, forks while the caller thinks: the parent stays behind, asleep, as a checkpoint, the child goes
+on (`guest/checkpoint.py`). A `Point` is such a checkpoint together with a shot of the workspace. `past` holds them in order, the
+present last, unless the present could not be kept; `future` holds what `undo` went back over, until something new runs.
+
+    first ─ cell ─ 1 ─ cell ─ 2 ─ cell ─ 3 (present)        undo(2): past = [first, 1], future = [2, 3]
+
+Going back is the same for a cell that was killed and for `undo`: end the live process and whatever else the program left running,
+restore the files, have the point's checkpoint fork a new live process. The checkpoint itself stays, for the next time.
+
+Which processes there are is known from the kernel: a checkpoint is the process that was live before it, and what it spawns names
+itself by a message to which the kernel adds the sender (see `Sandbox.follow`). A point may belong to several sessions, branches of
+each other (`users`).
+"""
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Final, Protocol
+
+from onetrip import wire
+from onetrip.beneath import Owner
+from onetrip.errors import BadRequest, SandboxFailed
+from onetrip.shelf import Restored, Shelf, Shot
+from onetrip.tiers.base import Sandbox
+
+MOVE_S: Final = 10.0  # for a fork, or for all processes of a killed cell to be gone; milliseconds when nothing is wrong
+MEMORY_SHARE: Final = 2  # a cell may rewrite all that the session holds: then there are two copies of it
+_MIB: Final = 1 << 20
+_MAX_NAMED: Final = 5
+
+
+class Link(Protocol):
+    """What the worker does for its timeline: speak on the channel, on which only one of them speaks at a time."""
+
+    async def ask(self, message: wire.Checkpoint, command: socket.socket) -> wire.Kept:
+        """Send `Checkpoint` with a descriptor, and wait for the answer. Raises SandboxFailed."""
+        ...
+
+    async def start_over(self) -> None:
+        """Throw away what the process that is gone left in the channel and in the pipes."""
+        ...
+
+    async def wait_live(self, command: socket.socket) -> wire.Live:
+        """Wait for the first word of a process that a checkpoint was told to spawn. Raises SandboxFailed."""
+        ...
+
+
+@dataclass(eq=False, slots=True)
+class Point:
+    """One state to which the session can go back: after `cells` cells of it had run."""
+
+    cells: int
+    pid: int  # of the checkpoint, as the sandbox counts
+    command: socket.socket
+    shelf: Shelf
+    shot: Shot
+    users: int = 1
+
+    def let_go(self) -> bool:
+        """One session less needs it. True when it was the last one: then it is gone."""
+        self.users -= 1
+        if self.users:
+            return False
+        self.command.close()  # at its end the checkpoint ends
+        self.shelf.drop(self.shot)
+        return True
+
+
+@dataclass(slots=True)
+class Moved:
+    """What going back did. `cells`: how many cells of the session its state now has behind it."""
+
+    cells: int
+    note: str | None = None
+
+
+@dataclass(slots=True)
+class Timeline:
+    """See the theory above. `keep` after each cell, `advance` before one; `go_back`, `undo` and `redo` while none runs."""
+
+    link: Link
+    sandbox: Sandbox
+    shelf: Shelf
+    owner: Owner | None
+    depth: int  # how many cells can be undone
+    memory_bytes: int
+    past: list[Point] = field(default_factory=list[Point])
+    future: list[Point] = field(default_factory=list[Point])
+    cells: int = 0
+    note: str | None = None  # why the present is not kept
+    _numbers: int = 0
+    _keeping: asyncio.Task[None] | None = None
+
+    @property
+    def present(self) -> Point | None:
+        return self.past[-1] if self.past and self.past[-1].cells == self.cells else None
+
+    def advance(self) -> None:
+        """A cell begins: what was undone cannot be done again."""
+        while self.future:
+            self._drop(self.future.pop())
+        self.cells += 1
+
+    def keep_soon(self) -> None:
+        """Begin to make a checkpoint of the present, while the caller thinks."""
+        self._keeping = asyncio.ensure_future(self.keep())
+
+    async def kept(self) -> None:
+        """Until that is done. Raises what `keep` raises."""
+        keeping, self._keeping = self._keeping, None
+        if keeping is not None:
+            await keeping
+
+    async def keep(self) -> None:
+        """Make a checkpoint of the present. What stands in the way is said in `note`. Raises SandboxFailed when the guest is lost."""
+        self.note = self._shortage()
+        if self.note is not None:
+            return
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.setblocking(False)
+        with theirs:
+            self._numbers += 1
+            before = self.sandbox.live
+            try:
+                kept = await self.link.ask(wire.Checkpoint(self._numbers), theirs)
+            except BaseException:
+                ours.close()
+                raise
+        if not kept.checkpoint or kept.why:
+            ours.close()
+            self.note = f"no checkpoint: {kept.why or 'the guest says that there is none'}"
+            return
+        if kept.checkpoint != before or kept.live <= kept.checkpoint:
+            # Process ids went round: elders could be reached by signals (guest/forking.py).
+            ours.close()
+            self.note = "no checkpoint: its process could not be told apart"
+            return
+        last = self.past[-1].shot if self.past else None
+        shot = await asyncio.to_thread(self.shelf.take, self.sandbox.workspace, owner=self.owner, before=last)
+        self.past.append(Point(self.cells, kept.checkpoint, ours, self.shelf, shot))
+        while len(self.past) > self.depth + 1:
+            self._drop(self.past.pop(0))
+
+    def _shortage(self) -> str | None:
+        """Drop the oldest checkpoints while memory is short; why there can be none at all."""
+        if (why := self.sandbox.checkpoint_obstacle) is not None:
+            return f"no checkpoint: {why}"
+        while (used := self.sandbox.read_usage().memory_bytes) * MEMORY_SHARE > self.memory_bytes:
+            if not self.past:
+                return (
+                    f"no checkpoint: memory is short ({used / _MIB:.0f} MB are in use, and a checkpoint may need as much again; "
+                    f"the limit is {self.memory_bytes / _MIB:.0f} MB)"
+                )
+            self._drop(self.past.pop(0))
+        return None
+
+    # ------------------------------------------------------------------ going back
+
+    async def undo(self, cells: int) -> Moved:
+        """Go back so many cells. Raises BadRequest, and nothing has changed; SandboxFailed, and the session is lost."""
+        target = next((point for point in self.past if point.cells == self.cells - cells), None)
+        if cells < 1 or target is None:
+            reach = [self.cells - point.cells for point in self.past if point.cells < self.cells]
+            raise BadRequest(
+                f"cells: {cells} cells cannot be undone; checkpoints are {', '.join(map(str, sorted(reach))) or 'none'} cells back",
+                hint="The number of checkpoints is bounded, by `checkpoints` and by memory.",
+                field="cells",
+            )
+        while self.past[-1] is not target:
+            self.future.append(self.past.pop())
+        return await self._go_to(target)
+
+    async def redo(self, cells: int) -> Moved:
+        """Take back an `undo`. Raises BadRequest when something new has run since, or there is nothing."""
+        if not cells >= 1 or not any(point.cells == self.cells + cells for point in self.future):
+            raise BadRequest(
+                f"cells: {cells} cells cannot be done again; {len(self.future)} were undone and nothing new has run since",
+                field="cells",
+            )
+        target = self.cells + cells
+        while self.future and self.future[-1].cells <= target:
+            self.past.append(self.future.pop())
+        return await self._go_to(self.past[-1])
+
+    async def go_back(self) -> Moved:
+        """The live process is gone, or what it did is not wanted: back to the latest point. Raises SandboxFailed; the session is lost."""
+        lost = self.cells - self.past[-1].cells
+        moved = await self._go_to(self.past[-1])
+        if lost > 1:
+            more = f"{lost - 1} cells before it are lost, too: they had no checkpoint"
+            moved.note = f"{more}; {moved.note}" if moved.note else more
+        return moved
+
+    async def _go_to(self, point: Point) -> Moved:
+        keep = {one.pid for one in (*self.past, *self.future)}
+        if not await self.sandbox.clear(keep, MOVE_S):
+            raise SandboxFailed("a process that the program left behind could not be ended")
+        await self.link.start_over()
+        # None: a killed process may have stored through a mapping, which leaves no trace in a file's times.
+        restored = await asyncio.to_thread(self.shelf.restore, self.sandbox.workspace, point.shot, owner=self.owner, always=None)
+        live = await self._spawn(point)
+        self.cells = point.cells
+        notes = [*_words_for(restored), *([live.note] if live.note else [])]
+        self.note = None
+        return Moved(self.cells, "; ".join(notes) or None)
+
+    async def _spawn(self, point: Point) -> wire.Live:
+        try:
+            for packet in wire.packets(wire.Spawn(branch=False, workspace="")):
+                point.command.send(packet)
+        except OSError as err:
+            raise SandboxFailed(f"the checkpoint is gone: {err.strerror}") from err
+        return await self.link.wait_live(point.command)
+
+    # ------------------------------------------------------------------ letting go
+
+    def _drop(self, point: Point) -> None:
+        if point.let_go():
+            self.sandbox.release(point.pid)
+
+    async def aclose(self) -> None:
+        """Let go of every point."""
+        if self._keeping is not None:
+            self._keeping.cancel()
+            with contextlib.suppress(asyncio.CancelledError, SandboxFailed):
+                await self.kept()
+        for points in (self.past, self.future):
+            while points:
+                self._drop(points.pop())
+        with contextlib.suppress(OSError):
+            self.shelf.close()
+
+
+def _words_for(restored: Restored) -> Iterator[str]:
+    if restored.failed_count:
+        named = ", ".join(f"{path} ({why})" for path, why in restored.failed[:_MAX_NAMED])
+        more = f" and {restored.failed_count - _MAX_NAMED} more" if restored.failed_count > _MAX_NAMED else ""
+        yield f"files that are not as they were: {named}{more}"
