@@ -82,6 +82,14 @@ def check_cells(cells: object) -> None:
     _check_range("cells", cells, Range(1, MAX_CHECKPOINTS, "cells", "less than one, or more than are kept"))
 
 
+MAX_BRANCHES: Final = 1000
+
+
+def check_count(count: object) -> None:
+    """How many branches one call makes."""
+    _check_range("count", count, Range(1, MAX_BRANCHES, "branches", "less than one, or more than one call should make"))
+
+
 def check_source(code: object, *, field: str = "code") -> bytes:
     """The source as UTF-8. Raises BadRequest for what is not text, holds NUL characters, or is over `MAX_SOURCE_BYTES`."""
     if not isinstance(code, str):

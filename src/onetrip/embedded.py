@@ -9,7 +9,7 @@ import contextlib
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterator, Mapping
 from types import TracebackType
-from typing import Any, Literal, Self, TypeVar, cast
+from typing import Any, Literal, Self, TypeVar, cast, overload
 
 import msgspec
 
@@ -178,6 +178,23 @@ class AsyncSession:
     async def redo(self, cells: int = 1) -> Rewound:
         """Take back an `undo`, while nothing new has run."""
         return await self._engine.redo(self.id, cells)
+
+    @overload
+    async def fork(self) -> "AsyncSession": ...
+    @overload
+    async def fork(self, *, count: int) -> "list[AsyncSession]": ...
+    async def fork(self, *, count: int | None = None) -> "AsyncSession | list[AsyncSession]":
+        """A branch, or `count` of them: sessions of their own that begin with this one's variables and files, each closed by itself.
+
+        Memory is shared until one of them changes it. Raises Unavailable when the session has no checkpoint of its present state.
+        """
+        made = [self._branched(branch) for branch in await self._engine.fork(self.id, 1 if count is None else count)]
+        return made[0] if count is None else made
+
+    def _branched(self, branch: str) -> "AsyncSession":
+        session = AsyncSession(self._engine, self._spec, {})
+        session._id = branch
+        return session
 
     async def interrupt(self) -> None:
         """Like Ctrl-C for the cell that runs; it is killed when it does not end within the grace period."""
@@ -376,6 +393,15 @@ class Session:
     def redo(self, cells: int = 1) -> Rewound:
         done: Rewound = self._call(lambda: self._async.redo(cells))
         return done
+
+    @overload
+    def fork(self) -> "Session": ...
+    @overload
+    def fork(self, *, count: int) -> "list[Session]": ...
+    def fork(self, *, count: int | None = None) -> "Session | list[Session]":
+        made: list[AsyncSession] = self._call(lambda: self._async.fork(count=1 if count is None else count))
+        branches = [Session(branch, self._call) for branch in made]
+        return branches[0] if count is None else branches
 
     def interrupt(self) -> None:
         self._call(self._async.interrupt)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from onetrip import checks, environments, preload
-from onetrip.errors import NotFound, SandboxFailed, SessionGone
+from onetrip.errors import BadRequest, NotFound, SandboxFailed, SessionGone
 from onetrip.files import Workspace
 from onetrip.model import Cell, Done, Event, Level, Rewound, SessionSpec, Support
 from onetrip.pool import Pool
@@ -37,6 +37,7 @@ class Engine(Protocol):
     def run(self, spec: SessionSpec, cell: Cell, files: Files) -> AsyncGenerator[Event]: ...
     async def undo(self, session_id: str, cells: int = 1) -> Rewound: ...
     async def redo(self, session_id: str, cells: int = 1) -> Rewound: ...
+    async def fork(self, session_id: str, count: int = 1) -> list[str]: ...
     def interrupt(self, session_id: str) -> None: ...
     def files(self, session_id: str) -> Workspace: ...
     async def close(self, session_id: str) -> None: ...
@@ -141,6 +142,50 @@ class LocalEngine:
     async def redo(self, session_id: str, cells: int = 1) -> Rewound:
         """Take back an `undo`, while nothing new has run."""
         return await self._rewind(session_id, cells, forward=True)
+
+    async def fork(self, session_id: str, count: int = 1) -> list[str]:
+        """So many branches of a session: sessions of their own, with its state as it is now. Raises Unavailable where it has no checkpoint,
+        BadRequest, Overloaded, SessionGone, SandboxFailed; then there are none.
+        """
+        checks.check_count(count)
+        session = self._session(session_id)
+        _, pool = await self._backend(session.spec.isolation_floor)
+        made: list[str] = []
+        async with self._turn(session):
+            try:
+                await session.worker.kept()
+                while len(made) < count:
+                    made.append(await self._branch(session, pool))
+            except BaseException:
+                for branch in made:
+                    await self.close(branch)
+                raise
+        return made
+
+    async def _branch(self, session: _Session, pool: Pool) -> str:
+        spec, origin = session.spec, session.worker
+        timeline = origin.timeline
+        if timeline is None:
+            raise BadRequest(
+                "this session keeps no checkpoints, so it cannot branch", hint="Open one with `checkpoints` above 0."
+            )
+        point = timeline.share()
+        try:
+            worker, donation = await pool.branch(origin, spec.limits)
+        except BaseException:
+            point.let_go()
+            raise
+        own = self._timeline(worker, spec)
+        own.donation = donation
+        own.past.append(point)
+        try:
+            await worker.branch(origin, own, spec.limits)
+        except BaseException:
+            await pool.discard(worker)
+            raise
+        branch_id = f"ses_{secrets.token_hex(12)}"
+        self._sessions[branch_id] = _Session(spec, worker)
+        return branch_id
 
     async def _rewind(self, session_id: str, cells: int, *, forward: bool) -> Rewound:
         checks.check_cells(cells)

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from onetrip.errors import OnetripError, Overloaded
 from onetrip.model import Limits
-from onetrip.tiers.base import LaunchSpec, Tier
+from onetrip.tiers.base import Donation, LaunchSpec, Tier
 from onetrip.worker import Worker
 
 Key = tuple[str, str]  # environment, node
@@ -64,6 +64,15 @@ class Pool:
         worker = await self._launch(key, limits)
         self._refill(key)
         return worker
+
+    async def branch(self, origin: Worker, limits: Limits) -> tuple[Worker, Donation]:
+        """A worker beside another one's, for a branch of its session; the caller owns both. Raises Overloaded, SandboxFailed."""
+        if self.live >= self._max_live and not await self._give_up_idle():
+            raise Overloaded(f"{self.live} sandboxes are live, which is the limit")
+        spec = LaunchSpec(id=secrets.token_hex(8), environment="", node=origin.sandbox.node, limits=limits)
+        sandbox, donation = await self._tier.branch(origin.sandbox, spec)
+        self.live += 1
+        return Worker(sandbox), donation
 
     def prepare(self, key: Key) -> None:
         """Keep the base number of this kind from now on."""

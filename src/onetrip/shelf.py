@@ -55,6 +55,7 @@ class Shelf:
         self._max_files = max_files
         self._shots: set[Shot] = set()
         self._lock = threading.Lock()
+        self._is_retired = False
 
     @property
     def used_bytes(self) -> int:
@@ -127,6 +128,15 @@ class Shelf:
                 copy.users -= 1
                 if not copy.users:
                     self._copies.free(copy)
+            if self._is_retired and not self._shots:
+                self._copies.close()
+
+    def retire(self) -> None:
+        """Close as soon as the last shot is dropped: branches may still need some."""
+        with self._lock:
+            self._is_retired = True
+            if not self._shots:
+                self._copies.close()
 
     def close(self) -> None:
         """Free everything; the shots are gone. The shelf can be used again."""

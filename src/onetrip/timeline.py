@@ -18,6 +18,7 @@ each other (`users`).
 
 import asyncio
 import contextlib
+import functools
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -25,14 +26,15 @@ from typing import Final, Protocol
 
 from onetrip import wire
 from onetrip.beneath import Owner
-from onetrip.errors import BadRequest, SandboxFailed
+from onetrip.errors import BadRequest, SandboxFailed, Unavailable
 from onetrip.shelf import Restored, Shelf, Shot
-from onetrip.tiers.base import Sandbox
+from onetrip.tiers.base import Donation, Sandbox
 
 MOVE_S: Final = 10.0  # for a fork, or for all processes of a killed cell to be gone; milliseconds when nothing is wrong
 MEMORY_SHARE: Final = 2  # a cell may rewrite all that the session holds: then there are two copies of it
 _MIB: Final = 1 << 20
 _MAX_NAMED: Final = 5
+BRANCH_HINT: Final = "End threads and child processes, or open the session with more memory; then run a cell, and branch."
 
 
 class Link(Protocol):
@@ -56,20 +58,21 @@ class Point:
     """One state to which the session can go back: after `cells` cells of it had run."""
 
     cells: int
+    sandbox: Sandbox  # in which it was made
     pid: int  # of the checkpoint, as the sandbox counts
     command: socket.socket
     shelf: Shelf
     shot: Shot
     users: int = 1
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock)  # one session at a time asks it for a process
 
-    def let_go(self) -> bool:
-        """One session less needs it. True when it was the last one: then it is gone."""
+    def let_go(self) -> None:
+        """One session less needs it; after the last one it is gone."""
         self.users -= 1
-        if self.users:
-            return False
-        self.command.close()  # at its end the checkpoint ends
-        self.shelf.drop(self.shot)
-        return True
+        if not self.users:
+            self.command.close()  # at its end the checkpoint ends
+            self.sandbox.release(self.pid)
+            self.shelf.drop(self.shot)
 
 
 @dataclass(slots=True)
@@ -90,6 +93,7 @@ class Timeline:
     owner: Owner | None
     depth: int  # how many cells can be undone
     memory_bytes: int
+    donation: Donation | None = None  # of a branch: what a process that comes from a point of another sandbox is given
     past: list[Point] = field(default_factory=list[Point])
     future: list[Point] = field(default_factory=list[Point])
     cells: int = 0
@@ -104,7 +108,7 @@ class Timeline:
     def advance(self) -> None:
         """A cell begins: what was undone cannot be done again."""
         while self.future:
-            self._drop(self.future.pop())
+            self.future.pop().let_go()
         self.cells += 1
 
     def keep_soon(self) -> None:
@@ -119,6 +123,8 @@ class Timeline:
 
     async def keep(self) -> None:
         """Make a checkpoint of the present. What stands in the way is said in `note`. Raises SandboxFailed when the guest is lost."""
+        if self.present is not None:
+            return  # the cell was taken back
         self.note = self._shortage()
         if self.note is not None:
             return
@@ -141,11 +147,12 @@ class Timeline:
             ours.close()
             self.note = "no checkpoint: its process could not be told apart"
             return
-        last = self.past[-1].shot if self.past else None
+        last = next((point.shot for point in reversed(self.past) if point.shelf is self.shelf), None)
         shot = await asyncio.to_thread(self.shelf.take, self.sandbox.workspace, owner=self.owner, before=last)
-        self.past.append(Point(self.cells, kept.checkpoint, ours, self.shelf, shot))
+        self.sandbox.pin(kept.checkpoint)
+        self.past.append(Point(self.cells, self.sandbox, kept.checkpoint, ours, self.shelf, shot))
         while len(self.past) > self.depth + 1:
-            self._drop(self.past.pop(0))
+            self.past.pop(0).let_go()
 
     def _shortage(self) -> str | None:
         """Drop the oldest checkpoints while memory is short; why there can be none at all."""
@@ -157,7 +164,7 @@ class Timeline:
                     f"no checkpoint: memory is short ({used / _MIB:.0f} MB are in use, and a checkpoint may need as much again; "
                     f"the limit is {self.memory_bytes / _MIB:.0f} MB)"
                 )
-            self._drop(self.past.pop(0))
+            self.past.pop(0).let_go()
         return None
 
     # ------------------------------------------------------------------ going back
@@ -198,31 +205,45 @@ class Timeline:
         return moved
 
     async def _go_to(self, point: Point) -> Moved:
-        keep = {one.pid for one in (*self.past, *self.future)}
-        if not await self.sandbox.clear(keep, MOVE_S):
+        if not await self.sandbox.clear(MOVE_S):
             raise SandboxFailed("a process that the program left behind could not be ended")
         await self.link.start_over()
         # None: a killed process may have stored through a mapping, which leaves no trace in a file's times.
-        restored = await asyncio.to_thread(self.shelf.restore, self.sandbox.workspace, point.shot, owner=self.owner, always=None)
+        is_ours = point.shelf is self.shelf
+        going_back = functools.partial(self.shelf.restore, always=None) if is_ours else point.shelf.copy_into
+        restored = await asyncio.to_thread(going_back, self.sandbox.workspace, point.shot, owner=self.owner)
         live = await self._spawn(point)
         self.cells = point.cells
-        notes = [*_words_for(restored), *([live.note] if live.note else [])]
         self.note = None
+        notes = [*_words_for(restored), *([live.note] if live.note else [])]
         return Moved(self.cells, "; ".join(notes) or None)
 
     async def _spawn(self, point: Point) -> wire.Live:
-        try:
-            for packet in wire.packets(wire.Spawn(branch=False, workspace="")):
-                point.command.send(packet)
-        except OSError as err:
-            raise SandboxFailed(f"the checkpoint is gone: {err.strerror}") from err
-        return await self.link.wait_live(point.command)
+        donation = self.donation if point.sandbox is not self.sandbox else None
+        workspace = "" if donation is None else donation.workspace
+        async with point.turn:
+            try:
+                for packet in wire.packets(wire.Spawn(donation is not None, workspace)):
+                    socket.send_fds(point.command, [packet], () if donation is None else donation.fds)
+            except OSError as err:
+                raise SandboxFailed(f"the checkpoint is gone: {err.strerror}") from err
+            return await self.link.wait_live(point.command)
+
+    # ------------------------------------------------------------------ branches
+
+    def share(self) -> Point:
+        """The present, for a branch as well. Raises Unavailable where it is not kept."""
+        if self.present is None:
+            raise Unavailable(f"the session cannot branch now: {self.note or 'it has no checkpoint'}", hint=BRANCH_HINT)
+        self.present.users += 1
+        return self.present
+
+    async def begin(self) -> Moved:
+        """A branch comes to life at its only point, which `share` gave. Raises SandboxFailed."""
+        self.cells = self.past[-1].cells
+        return await self._go_to(self.past[-1])
 
     # ------------------------------------------------------------------ letting go
-
-    def _drop(self, point: Point) -> None:
-        if point.let_go():
-            self.sandbox.release(point.pid)
 
     async def aclose(self) -> None:
         """Let go of every point."""
@@ -232,9 +253,10 @@ class Timeline:
                 await self.kept()
         for points in (self.past, self.future):
             while points:
-                self._drop(points.pop())
-        with contextlib.suppress(OSError):
-            self.shelf.close()
+                points.pop().let_go()
+        self.shelf.retire()
+        if self.donation is not None:
+            self.donation.close()
 
 
 def _words_for(restored: Restored) -> Iterator[str]:

@@ -76,7 +76,7 @@ class Checkpoint:
 class Spawn:
     """Host → checkpoint, on its own socket: fork a process that goes on from here; `Live` answers on the channel that it has.
 
-    `branch`: channel, stdout and stderr of its own come with the packet, and it works in the folder `workspace`.
+    `branch`: channel, stdout and stderr of its own and a Landlock ruleset come with the packet; it works in the folder `workspace`.
     """
 
     KIND: ClassVar = "spawn"

@@ -66,7 +66,7 @@ class Worker:
         self._talk = Conversation(
             sandbox, before_packet=self._before_packet, on_message=self._received, on_end=self._channel_ended
         )
-        self._timeline: Timeline | None = None
+        self.timeline: Timeline | None = None
         self.workspace = files.Workspace(sandbox.workspace)
         self._outputs = Outputs(sandbox.stdout, sandbox.stderr, self._printed, lambda: self._stop("output", False))
         self._events = Backlog(self._outputs.pause, self._outputs.resume)
@@ -74,7 +74,7 @@ class Worker:
         self._run: _Run | None = None
         self._cells = 0
         self._greeted = False
-        self._held: tuple[str, ...] = ()
+        self.held: tuple[str, ...] = ()
         self._changes = files.Changes(self.workspace)
         self._watchdog = Watchdog(sandbox, on_limit=self._stop, on_idle=self._end)
         self._exit: Exit | None = None
@@ -125,16 +125,27 @@ class Worker:
         """Take the workspace as it is now as the state before the next cell: files we put there are not the program's."""
         self._changes.note()
 
+    async def branch(self, origin: "Worker", timeline: Timeline, limits: Limits) -> Moved:
+        """In place of `start`, `greet` and `remember`: come to life as a branch of another worker's session. Raises SandboxFailed."""
+        self.timeline, self.held = timeline, origin.held
+        self._talk.listen()
+        self.sandbox.on_exit(self._on_exit)
+        moved = await timeline.begin()
+        self._greeted = True
+        self.note_files()
+        self._watchdog.rest(limits)
+        return moved
+
     def remember(self, timeline: Timeline) -> None:
         """Keep checkpoints from now on, the first of them at once. Once, after `greet` and the first files."""
-        self._timeline = timeline
+        self.timeline = timeline
         timeline.keep_soon()
 
-    async def _kept(self) -> None:
+    async def kept(self) -> None:
         """Until the checkpoint of the present is made, or cannot be."""
-        if self._timeline is not None:
+        if self.timeline is not None:
             try:
-                await self._timeline.kept()
+                await self.timeline.kept()
             except SandboxFailed as err:
                 self._end(str(err))
 
@@ -150,14 +161,14 @@ class Worker:
         generator early interrupts the cell; if it does not end within `GRACE_S`, it is killed. `undo_errors`: a cell that raises
         leaves nothing behind.
         """
-        await self._kept()
+        await self.kept()
         if self.ended is not None or self._run is not None or not self._greeted:
             raise PlatformError(f"the worker cannot run a cell: {self.ended or 'busy or not greeted'}")
         self._cells += 1
         run = self._begin(cell, limits, run_id)
-        if self._timeline is not None:
-            run.has_checkpoint = self._timeline.present is not None
-            self._timeline.advance()
+        if self.timeline is not None:
+            run.has_checkpoint = self.timeline.present is not None
+            self.timeline.advance()
         try:
             yield model.Started(run_id)
             source, inputs = cell.code.encode(), json.dumps(cell.inputs).encode()
@@ -187,12 +198,12 @@ class Worker:
                 self._watchdog.rest(limits)
             self._run = None
             self._events.clear()
-            if self._timeline is not None and self.ended is None and not cell.final:
-                self._timeline.keep_soon()
+            if self.timeline is not None and self.ended is None and not cell.final:
+                self.timeline.keep_soon()
 
     async def _after(self, run: _Run, result: Result, *, undo_errors: bool) -> Result:
         """Go back to the state before the cell where it did not leave one, or is not to; and say so."""
-        timeline = self._timeline
+        timeline = self.timeline
         if timeline is None or self.ended is not None:
             return result
         unwanted = undo_errors and result.status == "failed"
@@ -218,14 +229,14 @@ class Worker:
 
     async def rewind(self, cells: int, *, forward: bool = False) -> Moved:
         """Undo so many cells, or with `forward` take back as much of an undo. Raises BadRequest, SandboxFailed (the session is lost)."""
-        await self._kept()
+        await self.kept()
         if self.ended is not None or self._run is not None:
             raise PlatformError(f"the worker cannot go back: {self.ended or 'busy'}")
-        if self._timeline is None:
+        if self.timeline is None:
             raise BadRequest("this session keeps no checkpoints", hint="Open one with `checkpoints` above 0.", field="cells")
         self._watchdog.stop()
         try:
-            return await self._move(self._timeline.redo(cells) if forward else self._timeline.undo(cells))
+            return await self._move(self.timeline.redo(cells) if forward else self.timeline.undo(cells))
         except SandboxFailed as err:
             self._end(str(err))
             raise
@@ -250,8 +261,8 @@ class Worker:
             self._run.stopped = self._run.stopped or "interrupt"  # the caller's wish and no fault of the program's
         self._end("closed")
         self._closed = True
-        if self._timeline is not None:
-            await self._timeline.aclose()
+        if self.timeline is not None:
+            await self.timeline.aclose()
         self._outputs.pause()
         await self.sandbox.aclose()
         if self._exit is None:  # a sandbox that was given back is no longer told about
@@ -273,7 +284,7 @@ class Worker:
 
     def _kill(self) -> None:
         """End the cell for certain: its process where there is a state to go back to, else everything."""
-        if self._timeline is not None and self._timeline.past:
+        if self.timeline is not None and self.timeline.past:
             self.sandbox.kill_live()
         else:
             self.sandbox.kill()
@@ -295,7 +306,7 @@ class Worker:
         run = self._run
         match message:
             case wire.Ready():
-                self._held = message.held
+                self.held = message.held
             case wire.Refused():
                 self._end(f"the jail's step “{message.step}” failed: {message.detail}")
             case wire.Goodbye():
@@ -332,7 +343,7 @@ class Worker:
         self._exit = how
         if how.lost is None:
             self._talk.hear_out()
-        if how.lost is None and self.ended is None and self._timeline is not None and self._timeline.past:
+        if how.lost is None and self.ended is None and self.timeline is not None and self.timeline.past:
             self._talk.fallen = "the guest's process ended"
             self._talk.wake()
         else:
@@ -358,9 +369,9 @@ class Worker:
                     await self._talk.wait()
         except TimeoutError:
             self._end("killed: the cell did not end after an interrupt")
-        if self._talk.fallen is not None and self.ended is None and self._timeline is not None:
+        if self._talk.fallen is not None and self.ended is None and self.timeline is not None:
             try:
-                run.moved = await self._move(self._timeline.go_back())
+                run.moved = await self._move(self.timeline.go_back())
             except SandboxFailed as err:
                 self._end(str(err))
 
@@ -402,5 +413,5 @@ class Worker:
                 peak_memory_bytes=self._watchdog.peak_bytes,
                 output_bytes=self._outputs.bytes,
             ),
-            isolation=self.sandbox.isolation(self._held),
+            isolation=self.sandbox.isolation(self.held),
         )

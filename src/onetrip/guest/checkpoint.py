@@ -21,6 +21,7 @@ from .channel import Channel
 from .own import OWN as __builtins__  # noqa: F401  # see own.py
 
 _WORKSPACE: Final = "/workspace"
+_UNRESTRICTED: Final = 71  # exit status (sysexits.h, EX_OSERR)
 
 
 class Session(Protocol):
@@ -95,9 +96,13 @@ def _rise(session: Session, channel: Channel, message: wire.Spawn, fds: list[int
     """In a process that a checkpoint has just forked."""
     note = ""
     if message.branch:
-        for fd, target in zip(fds, (3, 1, 2), strict=True):
+        *own, ruleset = fds
+        for fd, target in zip(own, (3, 1, 2), strict=True):
             dup2(fd, target, inheritable=target != 3)
             close(fd)
+        if not forking.restrict(ruleset):
+            exit_process(_UNRESTRICTED)  # it must not start with the files of others in reach
+        close(ruleset)
         chdir(message.workspace)
         _move_scratch(message.workspace)
         reseed.branch(session.seeded())

@@ -236,6 +236,11 @@ class Group:
     def _open_procs(self) -> None:
         self.procs_fds = tuple(os.open(f"{folder}/{self._files.join}", os.O_WRONLY | os.O_CLOEXEC) for folder in self._made)
 
+    def adopt(self, pid: int) -> None:
+        """Move a process here from outside; what it holds already stays charged where it was. Raises OSError."""
+        for folder in self._made:
+            _write(f"{folder}/{self._files.join}", str(pid))
+
     def close_procs(self) -> None:
         """Close `procs_fds`, once the child has them."""
         for fd in self.procs_fds:
@@ -303,14 +308,15 @@ class Group:
         """
         self._before = Usage(0, 0, 0, 0, 0)
         self._before = self.usage()
-        if self._members() or self._before.memory_bytes > RESIDUE_BYTES:
+        if self.members() or self._before.memory_bytes > RESIDUE_BYTES:
             return False
         self.reset_peak()
         if not self.procs_fds:
             self._open_procs()
         return True
 
-    def _members(self) -> list[int]:
+    def members(self) -> list[int]:
+        """The processes in it, by their numbers here."""
         return [int(line) for line in _read_text(f"{self._made[0]}/cgroup.procs").split()]
 
     def remove(self, *, deadline_s: float = REMOVE_S) -> None:

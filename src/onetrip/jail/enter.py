@@ -39,7 +39,7 @@ NOFILE: Final = 1024  # also bounds memory hidden in socket buffers: 512 pairs x
 STACK_BYTES: Final = 8 << 20
 CPU_SET_BYTES: Final = 128  # cpu_set_t
 UID_TEXT: Final = "99999"  # stands for an id of the same length: see `room`
-WRITABLE: Final = (mounts.WORKSPACE, "/tmp", mounts.HOME, "/dev/shm")
+WRITABLE: Final = (mounts.WORKSPACE, "/tmp", mounts.HOME, "/dev/shm", mounts.ABOVE_BRANCHES)
 DEVICES: Final = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
 
 
@@ -207,6 +207,40 @@ def room(spec: RoomSpec, rules: landlock.Rules | None) -> calls.CallList:
     steps.add("hand over the room", "sendmsg", 1, message.at(0), 0)
     steps.add("close everything", "close_range", 0, 0xFFFFFFFF, 0)
     return steps
+
+
+# ---------------------------------------------------------------------------------------------------- branch
+
+
+@contextlib.contextmanager
+def inside(init_pidfd: int, own_mounts: int) -> Generator[None, None, None]:
+    """Work in the mount namespace of a room for a moment. `own_mounts`: ours, to come back to; without a way back this process ends."""
+    with step("enter the room's mount namespace"):
+        syscalls.setns(init_pidfd, syscalls.CLONE_NEWNS)
+    try:
+        yield
+    finally:
+        try:
+            syscalls.setns(own_mounts, syscalls.CLONE_NEWNS)
+        except OSError:
+            os._exit(1)
+
+
+def branch(name: str, *, disk_bytes: int, inodes: int, uid: int) -> tuple[str, int, int]:
+    """In a room's mount namespace: files of its own for one branch. Its workspace's path, a descriptor of it, a Landlock ruleset.
+
+    The ruleset leaves a branch what any sandbox has, but for the files of the session that it comes from and of other branches,
+    and keeps it from signalling them.
+    """
+    with step("mount the branch"):
+        workspace = mounts.mount_branch(name, disk_bytes=disk_bytes, inodes=inodes, uid=uid)
+    above = os.path.dirname(workspace)
+    with step("write the branch's Landlock rules"):
+        foreign = (mounts.WORKSPACE, "/tmp", os.path.dirname(mounts.HOME), mounts.ABOVE_BRANCHES)
+        readonly = [path for name in os.listdir("/") if (path := f"/{name}") not in foreign and os.path.exists(path)]
+        writable = [workspace, f"{above}/scratch", f"{above}/home", "/dev/shm"]
+        ruleset = landlock.make(landlock.rules(readonly=readonly, writable=writable, nodes=DEVICES))
+    return workspace, os.open(workspace, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC), ruleset
 
 
 # ---------------------------------------------------------------------------------------------------- runner

@@ -17,6 +17,10 @@ ISLAND: Final = "/opt/island"  # our own guest and jail code
 PREFIX: Final = "/opt/python"  # an interpreter that is not the system's own
 WORKSPACE: Final = "/workspace"
 HOME: Final = "/home/user"
+ABOVE_BRANCHES: Final = "/branches"
+# Where branches of a session have their files, each in a folder of its own. Landlock asks the folder *above* a mount point for
+# rules, not the mount point itself (security/landlock/fs.c, "ignores hidden mount points").
+BRANCHES: Final = "/branches/all"
 NEW_ROOT: Final = "/tmp"  # where the tree is put together: exists everywhere, and may be entered by everybody
 
 # Programs that `subprocess` and `os.system` of ordinary code use. Copied, so no file of the host is shared between sandboxes
@@ -129,7 +133,7 @@ def plan(*, island: str, prefix: str, stdlib: str, executable: str, purelib: str
         "/dev/stdout": "/proc/self/fd/1",
         "/dev/stderr": "/proc/self/fd/2",
     }
-    folders = ("/proc", "/dev/shm", "/tmp", "/workspace", "/home/user", "/run")
+    folders = ("/proc", "/dev/shm", "/tmp", "/workspace", "/home/user", "/run", BRANCHES)
     return Tree(binds, copies, links, texts, folders), inside_exe, inside_purelib
 
 
@@ -271,3 +275,28 @@ def add_room(steps: calls.CallList, *, disk_bytes: int, inodes: int, uid: calls.
         steps.add(step, "fchownat", syscalls.AT_FDCWD, folder, uid, uid, 0)
         steps.add(step, "mount", folder, target, 0, syscalls.MS_BIND, 0)
     steps.add(step, "mount", b"proc", b"/proc", b"proc", flags, b"hidepid=2,subset=pid")
+
+
+def mount_branch(name: str, *, disk_bytes: int, inodes: int, uid: int) -> str:
+    """In a room's mount namespace: a tmpfs for one branch, with its workspace, scratch and home. Returns the workspace's path."""
+    flags = syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC
+    if not os.path.ismount(BRANCHES):
+        syscalls.mount("branches", BRANCHES, "tmpfs", flags, "size=1m,nr_inodes=4096,mode=0711")
+    folder = f"{BRANCHES}/{name}"
+    os.mkdir(folder, 0o755)
+    try:
+        options = f"size={disk_bytes},nr_inodes={inodes},uid={uid},gid={uid},mode=0755"
+        syscalls.mount("branch", folder, "tmpfs", flags, options)
+    except OSError:
+        os.rmdir(folder)
+        raise
+    for part in ("workspace", "scratch", "home"):
+        os.mkdir(f"{folder}/{part}", 0o755)
+        os.chown(f"{folder}/{part}", uid, uid)
+    return f"{folder}/workspace"
+
+
+def unmount_branch(name: str) -> None:
+    """Take it away; what is still open of it lives on until it is closed."""
+    syscalls.umount2(f"{BRANCHES}/{name}", syscalls.MNT_DETACH)
+    os.rmdir(f"{BRANCHES}/{name}")

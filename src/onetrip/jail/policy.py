@@ -2,7 +2,7 @@
 
 `ALLOW` is the whole list; `refusals.REFUSE` names the calls that are answered EPERM; every other number, new ones included, is
 answered ENOSYS, which makes libc and programs fall back to an older call.  So `clone3`, `statx`, `openat2`, `faccessat2`,
-`renameat2`, `copy_file_range`, `sendfile`, `memfd_create`, `timer_create`, `io_uring_*`, `landlock_*` and the like are refused by not being here.
+`renameat2`, `copy_file_range`, `sendfile`, `memfd_create`, `timer_create`, `io_uring_*` and the like are refused by not being here.
 `REDUCED` replaces entries at the level without namespaces, where the host's files and processes are in view.
 
 A rule looks at the low 32 bits of arguments, which is all that the kernel uses of those named here (they are `int`, `unsigned
@@ -188,6 +188,9 @@ ALLOW: Final[tuple[Allow, ...]] = (
     Allow("madvise", 28, 233, "malloc gives memory back, numpy asks for huge pages; no merging with other tenants", MADVISE),
     Allow("msync", 26, 227, "mmap.flush"),
     Allow("brk", 12, 214, "malloc"),
+    Allow(
+        "landlock_restrict_self", 446, 446, "a branch gives up the files of the session that it comes from; can only take away"
+    ),
     # processes and threads
     Allow("clone", 56, 220, "threads and os.fork; no namespaces, no tracing, no sibling of the caller", CLONE),
     Allow("fork", 57, None, "musl's fork"),

@@ -24,7 +24,7 @@ import sys
 import time
 from typing import Any, Final
 
-from . import control, enter, holdings, init, landlock, node, syscalls
+from . import control, enter, holdings, init, landlock, mounts, node, syscalls
 from .holdings import Room, Sandbox
 from .steps import StepFailed
 
@@ -76,6 +76,7 @@ class Zygote:
         self._nodes = node.Tree({**config, "held": self._held()}, kind)
         if self._level == "strict":
             self._starter = init.Starter(enter.ROOM_NAMESPACES)
+            self._own_mounts = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
         self._poll = select.epoll()
         self._wake, self._wake_end = socket.socketpair()
         self._wake.setblocking(False)
@@ -148,6 +149,10 @@ class Zygote:
         match message["do"]:
             case "launch":
                 self._launch(message, fds)
+            case "branch":
+                self._branch(message)
+            case "unbranch":
+                self._unbranch(message)
             case "forget":
                 self._forget(message["id"])
             case "describe":
@@ -288,6 +293,28 @@ class Zygote:
         if room is not None and room.ruleset >= 0:
             os.close(room.ruleset)
             room.ruleset = -1
+
+    def _branch(self, message: dict[str, Any]) -> None:
+        """Files for a branch of a session, in the session's room."""
+        name, sandbox = message["id"], self._sandboxes.get(message["of"])
+        if sandbox is None or sandbox.room is None:
+            self._tell({"event": "failed", "id": name, "step": "find the room", "errno": 0, "detail": "the session is gone"})
+            return
+        try:
+            with enter.inside(sandbox.room.pidfd, self._own_mounts):
+                size, inodes = message["disk_bytes"], message["inodes"]
+                path, workspace, ruleset = enter.branch(name, disk_bytes=size, inodes=inodes, uid=sandbox.room.uid)
+        except StepFailed as err:
+            self._tell({"event": "failed", "id": name, "step": err.step, "errno": err.errno, "detail": err.detail})
+            return
+        self._tell({"event": "launched", "id": name, "node": path}, [workspace, ruleset])
+        control.close_all([workspace, ruleset])
+
+    def _unbranch(self, message: dict[str, Any]) -> None:
+        sandbox = self._sandboxes.get(message["of"])
+        if sandbox is not None and sandbox.room is not None:
+            with contextlib.suppress(StepFailed, OSError), enter.inside(sandbox.room.pidfd, self._own_mounts):
+                mounts.unmount_branch(message["id"])
 
     def _node_changed(self) -> None:
         try:

@@ -3,8 +3,9 @@
 Guest and protocol are the same in every tier; nothing above this file knows how a sandbox is isolated.
 """
 
+import os
 import socket
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -89,12 +90,16 @@ class Sandbox(Protocol):
         """End the session's process only, at once; `on_exit` tells."""
         ...
 
-    async def clear(self, keep: Collection[int], timeout_s: float) -> bool:
-        """End every process but init and those to keep, the live one included, of which nothing more is told. False: some are left."""
+    async def clear(self, timeout_s: float) -> bool:
+        """End every process of the sandbox but pinned ones, the live one included, of which nothing more is told. False: some are left."""
+        ...
+
+    def pin(self, pid: int) -> None:
+        """A checkpoint that is needed; `release` as often as `pin`."""
         ...
 
     def release(self, pid: int) -> None:
-        """End a checkpoint that nobody needs any more."""
+        """A checkpoint that is needed by one less; by nobody: end it."""
         ...
 
     def interrupt(self) -> None:
@@ -122,6 +127,17 @@ class Sandbox(Protocol):
         ...
 
 
+class Donation(msgspec.Struct, frozen=True):
+    """What a branch's process is spawned with: descriptors of channel, stdout, stderr and a Landlock ruleset, and its folder."""
+
+    fds: tuple[int, int, int, int]
+    workspace: str
+
+    def close(self) -> None:
+        for fd in self.fds:
+            os.close(fd)
+
+
 class Tier(Protocol):
     name: str
 
@@ -135,6 +151,13 @@ class Tier(Protocol):
 
     async def launch(self, spec: LaunchSpec) -> Sandbox:
         """A new sandbox, whose guest will say `Ready`. Raises SandboxFailed naming the step; nothing is left then."""
+        ...
+
+    async def branch(self, origin: Sandbox, spec: LaunchSpec) -> tuple[Sandbox, Donation]:
+        """A sandbox for a branch of a session, without a process yet: a checkpoint of `origin` spawns it with the donation.
+
+        Raises SandboxFailed; nothing is left then.
+        """
         ...
 
     async def aclose(self) -> None: ...

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import secrets
+import socket
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -14,8 +15,9 @@ from onetrip.jail.launch import BOOT
 from onetrip.model import Level, Limits, Support
 from onetrip.removal import RunFolder, remove_tree
 from onetrip.tiers import jail_probe
-from onetrip.tiers.base import Exit, LaunchSpec
-from onetrip.tiers.jail_sandbox import JailSandbox
+from onetrip.tiers.base import Donation, Exit, LaunchSpec, Sandbox
+from onetrip.tiers.jail_room import Room
+from onetrip.tiers.jail_sandbox import Fixed, JailSandbox
 from onetrip.tiers.jail_zygote import ISLAND, ZygoteHandle
 
 INODES: Final = 16384  # of each of a sandbox's two file systems; a directory entry costs the kernel about 1 KiB
@@ -211,21 +213,61 @@ class JailTier:
             if handle in self._retired and not live:
                 self._end_retired(handle)
 
-        sandbox = JailSandbox(
+        channel, stdout, stderr, *rest = fds
+        if open_room is None:
+            init, runner, workspace, proc = rest
+        else:
+            init, (runner,) = -1, rest
+            workspace = os.open(open_room / "workspace", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        fixed = Fixed(
             name=spec.id,
             node=node,
             meta=spec.meta,
             level=self._level,
-            limits=spec.limits,
-            fds=fds,
-            group=group,
             controllers=self._hierarchy.names if group else ("watchdog",),
-            open_room=None if open_room is None else open_room / "workspace",
             is_bound=self._landlock,
-            on_close=closed,
+            open_room=None if open_room is None else open_room / "workspace",
+            room_name=spec.id,
         )
+        room = Room(init, runner, proc)
+        sandbox = JailSandbox(fixed, spec.limits, room, (channel, stdout, stderr, workspace), group=group, on_close=closed)
         live[spec.id] = sandbox
         return sandbox
+
+    async def branch(self, origin: Sandbox, spec: LaunchSpec) -> tuple[Sandbox, Donation]:
+        assert isinstance(origin, JailSandbox)  # a tier gets back what it gave
+        handle, of = next((h, live[origin.id]) for h, live in self._live.items() if origin.id in live)
+        group = self._make_group(spec)
+        request = {"do": "branch", "id": spec.id, "of": of.room_name, "disk_bytes": spec.limits.disk_mb << 20, "inodes": INODES}
+        try:
+            (workspace, ruleset), path = await handle.launch(request, ())
+        except BaseException:
+            if group is not None:
+                group.remove()
+            raise
+        if group is not None:
+            group.close_procs()
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        (stdout, out), (stderr, err) = os.pipe(), os.pipe()
+        owner = os.fstat(workspace)
+        for pipe in (out, err):
+            if os.geteuid() == 0:
+                os.fchown(
+                    pipe, owner.st_uid, owner.st_gid
+                )  # programs open /dev/stdout, which asks for the permission of the pipe
+        live = self._live[handle]
+
+        def closed(group: cgroup.Group | None) -> None:
+            if group is not None:
+                self._give_back(group)
+
+        gone = {"do": "unbranch", "id": spec.id, "of": of.room_name}
+        fds = ours.detach(), stdout, stderr, workspace
+        sandbox = of.branched(spec, fds, group=group, on_close=closed, on_leave=lambda: handle.tell(gone))
+        live[spec.id] = sandbox
+        sandbox.room.at_end(lambda: live.pop(spec.id, None) and None)
+        return sandbox, Donation((theirs.detach(), out, err, ruleset), path)
 
     def _make_group(self, spec: LaunchSpec) -> cgroup.Group | None:
         if self._hierarchy.version == "none":

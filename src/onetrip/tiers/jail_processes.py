@@ -1,166 +1,98 @@
-"""The processes of one sandbox as the host knows them: the session's live one and its checkpoints, each by a handle.
-
-Numbers are those of the sandbox's own PID namespace, seen through its own /proc, so a number that the guest names can only ever
-mean a process of this sandbox. A handle (pidfd) is opened for the process that the kernel says has sent a message.
-"""
+"""The processes of one sandbox among those of its room: the live one, its checkpoints, and what the program has started."""
 
 import asyncio
 import contextlib
-import os
 import signal
-import struct
 import time
-from collections.abc import Callable, Collection, Sequence
-from socket import SCM_CREDENTIALS, SOL_SOCKET
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from onetrip.errors import SandboxFailed
+from onetrip.jail import cgroup
 from onetrip.tiers.base import Exit
+from onetrip.tiers.jail_room import FIRST, Room
 
-FIRST: Final = 2  # init is the first process of the namespace, the runner the second
-_INIT: Final = 1
 _STEP_S: Final = 0.001
-_START_TIME, _EXIT_CODE = 19, 49  # fields of proc_pid_stat(5) behind the command's name: 22 and 52
-_FIRST_VICTIM: Final = b"500"  # proc_pid_oom_score_adj(5): the live process goes before its checkpoints
 
 
 class Processes:
-    """`proc_fd` is the sandbox's /proc and stays the caller's; so does `runner`, the pidfd of the first live process.
+    """`on_end` is called when the live process has ended; for the first one of a room, whose parent tells, the caller does that.
 
-    `on_end` is called when the live process has ended; for the first one, whose parent tells, the caller calls it himself.
+    `group` is the sandbox's control group, if it has one: what is in it is the sandbox's, whatever became of its parents.
     """
 
-    def __init__(self, proc_fd: int, runner: int, on_end: Callable[[Exit], None]) -> None:
-        self._proc, self._on_end = proc_fd, on_end
-        self._loop = asyncio.get_running_loop()
-        self._handles: dict[int, int] = {FIRST: runner}
-        self._runner = runner
-        self.live = FIRST
+    def __init__(self, room: Room, group: cgroup.Group | None, on_end: Callable[[Exit], None], *, live: int = FIRST) -> None:
+        self._room, self._group, self._on_end = room, group, on_end
+        self._sessions: set[int] = {live} if live else set()  # of processes (setsid(2)): each live one begins its own
+        self.live = live  # 0: none
 
     @property
     def handle(self) -> int:
         """The live process's pidfd; -1 when there is none."""
-        return self._handles.get(self.live, -1)
+        return self._room.handle(self.live)
 
     def follow(self, pid: int, sender: Sequence[tuple[int, int, bytes]]) -> None:
         """See `Sandbox.follow`."""
-        outside = _sender(sender)
-        if pid in self._handles:
-            if pid != self.live:
-                raise SandboxFailed("a checkpoint says that it is the session's process")
-            return
-        try:
-            handle = os.pidfd_open(outside)
-        except ProcessLookupError as err:
-            raise SandboxFailed("the session's process ended as it began") from err
-        if not self._is_same(pid, outside):
-            os.close(handle)
-            raise SandboxFailed("a process gave a number that is not its own")
-        self._handles[pid] = handle
-        self.live = pid
-        self._loop.add_reader(handle, self._ended, pid)
-        with contextlib.suppress(OSError):
-            fd = os.open(f"{pid}/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC, dir_fd=self._proc)
-            try:
-                os.write(fd, _FIRST_VICTIM)
-            finally:
-                os.close(fd)
-
-    def _is_same(self, inside: int, outside: int) -> bool:
-        """Whether both numbers mean one process: it began at the same moment, and is the sandbox's."""
-        here = self._fields(f"{inside}/stat", self._proc)
-        there = self._fields(f"/proc/{outside}/stat", None)
-        return bool(here and there) and here[_START_TIME] == there[_START_TIME]
+        if self._room.get_to_know(pid, sender, self._ended):
+            self._sessions.add(pid)
+            self.live = pid
+        elif pid != self.live:
+            raise SandboxFailed("a checkpoint says that it is the session's process")
 
     def _ended(self, pid: int) -> None:
-        self._loop.remove_reader(self._handles[pid])
-        if pid != self.live:
-            return
-        # Nobody has waited for it yet: its parent, a checkpoint, sleeps.
-        fields = self._fields(f"{pid}/stat", self._proc)
-        if len(fields) <= _EXIT_CODE:
-            self._on_end(Exit())
-            return
-        status = int(fields[_EXIT_CODE])
-        self._on_end(Exit(signal=status & 0x7F) if status & 0x7F else Exit(code=status >> 8))
+        if pid == self.live:
+            self._on_end(self._room.how_it_ended(pid))
 
-    def kill(self) -> None:
-        """The live one."""
+    def kill_live(self) -> None:
         if (handle := self.handle) >= 0:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(handle, signal.SIGKILL)
 
-    async def clear(self, keep: Collection[int], timeout_s: float) -> bool:
-        """See `Sandbox.clear`."""
-        self.live = 0
-        for pid in [pid for pid in self._handles if pid not in keep]:
-            self.release(pid)
+    def kill_all(self) -> None:
+        """End what is the sandbox's, at once; what forks meanwhile may be left, see `clear`."""
+        for pid in self._mine():
+            self._room.kill(pid)
+
+    async def clear(self, timeout_s: float) -> bool:
+        """End every process of the sandbox but its checkpoints; nothing is told of it. False: some are left after `timeout_s`."""
+        live, self.live = self.live, 0
+        if live:
+            self._room.release(live)
         give_up = time.monotonic() + timeout_s
-        while left := self._others(keep):
+        while left := self._mine():
             if time.monotonic() > give_up:
                 return False
             for pid in left:
-                self._kill_inside(pid)
+                self._room.kill(pid)
             await asyncio.sleep(_STEP_S)
         return True
 
-    def _others(self, keep: Collection[int]) -> list[int]:
-        """Processes that are neither init nor to be kept, nor dead already."""
-        found = [int(name) for name in os.listdir(self._proc) if name.isdigit()]
-        return [pid for pid in found if pid != _INIT and pid not in keep and self._is_alive(pid)]
-
-    def _is_alive(self, pid: int) -> bool:
-        fields = self._fields(f"{pid}/stat", self._proc)
-        return bool(fields) and fields[0] not in (b"Z", b"X")
-
-    def _kill_inside(self, pid: int) -> None:
-        """By a descriptor of its folder in /proc, which is a handle like a pidfd (pidfd_send_signal(2))."""
-        with contextlib.suppress(OSError):
-            folder = os.open(str(pid), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._proc)
-            try:
-                signal.pidfd_send_signal(folder, signal.SIGKILL)
-            finally:
-                os.close(folder)
-
-    def release(self, pid: int) -> None:
-        """End it and forget it."""
-        handle = self._handles.pop(pid, -1)
-        if handle < 0:
-            return
-        with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(handle, signal.SIGKILL)
-        self._close(handle)
-
-    def close(self) -> None:
-        """Close every handle; ends nothing."""
-        for handle in self._handles.values():
-            self._close(handle)
-        self._handles.clear()
-        self.live = 0
-
-    def _close(self, handle: int) -> None:
-        if handle != self._runner:
-            self._loop.remove_reader(handle)
-            os.close(handle)
-
-    @staticmethod
-    def _fields(path: str, dir_fd: int | None) -> list[bytes]:
-        """Fields of a stat file from the third on; none when the process is gone."""
-        try:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=dir_fd)
-        except OSError:
-            return []
-        try:
-            return os.read(fd, 4096).rpartition(b")")[2].split()
-        except ProcessLookupError:
-            return []
-        finally:
-            os.close(fd)
+    def _mine(self) -> set[int]:
+        """Processes of this sandbox that run. In a room of its own that is all there are."""
+        running = self._room.running()
+        if self._room.users == 1:
+            return set(running)
+        if self._group is not None:
+            return {pid for outside in self._group.members() if (pid := _inside(outside)) in running}
+        # No group says whose they are: descendants of what is known to be ours. One that left both its family and its session
+        # behind is nobody's, and ended by whoever clears up next.
+        mine = {pid for pid, (_parent, session) in running.items() if session in self._sessions}
+        grown = True
+        while grown:
+            more = {pid for pid, (parent, _session) in running.items() if parent in mine} - mine
+            mine |= more
+            grown = bool(more)
+        return mine
 
 
-def _sender(ancillary: Sequence[tuple[int, int, bytes]]) -> int:
-    """The process that sent a message, as the kernel adds it (unix(7), SCM_CREDENTIALS). What else came along is closed."""
-    for level, kind, data in ancillary:
-        if level == SOL_SOCKET and kind == SCM_CREDENTIALS:
-            return struct.unpack("3i", data[:12])[0]
-    raise SandboxFailed("the kernel did not say who sent a message")
+def _inside(outside: int) -> int:
+    """The number that a process has in its own PID namespace (proc_pid_status(5), NSpid); 0 when it is gone."""
+    with contextlib.suppress(OSError, StopIteration), open(f"/proc/{outside}/status", "rb") as status:
+        return int(next(line for line in status if line.startswith(b"NSpid:")).split()[-1])
+    return 0
+
+
+def outside_of(pidfd: int) -> int:
+    """The number that a process has here, by its handle."""
+    with open(f"/proc/self/fdinfo/{pidfd}", encoding="ascii") as file:
+        return int(next(line for line in file if line.startswith("Pid:")).split()[1])

@@ -1,0 +1,190 @@
+"""One room of the jail as the host holds it: its init, its /proc, and handles of processes in it. A session and its branches share it.
+
+Numbers are those of the room's own PID namespace, seen through its own /proc, so a number that a guest names can only ever mean a
+process of this room. A handle (pidfd) is opened for the process that the kernel says has sent a message.
+"""
+
+import asyncio
+import collections
+import contextlib
+import os
+import signal
+import struct
+from collections.abc import Callable, Sequence
+from socket import SCM_CREDENTIALS, SOL_SOCKET
+from typing import Final
+
+from onetrip.errors import PlatformError, SandboxFailed
+from onetrip.tiers.base import Exit
+
+FIRST: Final = 2  # init is the first process of the namespace, the runner the second
+CLOSE_S: Final = 10  # killing a process tree takes milliseconds; longer means that the kernel is stuck on it
+_INIT: Final = 1
+_STATE, _PARENT, _SESSION, _START_TIME, _EXIT_CODE = 0, 1, 3, 19, 49  # proc_pid_stat(5), counted from behind the command's name
+_FIRST_VICTIM: Final = b"500"  # proc_pid_oom_score_adj(5): a live process goes before checkpoints
+
+
+class Room:
+    """`users` sandboxes live in it; when the last one has left (`leave`), init is killed, and with it everything else.
+
+    Without namespaces (level reduced) there is no init: then `init` is -1, and the room is the runner alone.
+    """
+
+    def __init__(self, init: int, runner: int, proc: int) -> None:
+        self.init, self.runner, self.proc = init, runner, proc
+        self.users = 1
+        self._loop = asyncio.get_running_loop()
+        self._handles: dict[int, int] = {FIRST: runner}
+        self._pinned: collections.Counter[int] = collections.Counter()
+        self._at_end: list[Callable[[], None]] = []
+
+    # ------------------------------------------------------------------ handles
+
+    def handle(self, pid: int) -> int:
+        """The pidfd of a process that we know; -1 for others."""
+        return self._handles.get(pid, -1)
+
+    def get_to_know(self, pid: int, sender: Sequence[tuple[int, int, bytes]], on_end: Callable[[int], None]) -> bool:
+        """Open a handle for the sender of a message, who says that it is `pid`; False when it was known. Raises SandboxFailed."""
+        outside = _sender(sender)
+        if pid in self._handles:
+            return False
+        try:
+            handle = os.pidfd_open(outside)
+        except ProcessLookupError as err:
+            raise SandboxFailed("the session's process ended as it began") from err
+        here, there = self.fields(pid), _fields(f"/proc/{outside}/stat", None)
+        # Both numbers mean one process, this room's: it began at the same moment.
+        if not here or not there or here[_START_TIME] != there[_START_TIME]:
+            os.close(handle)
+            raise SandboxFailed("a process gave a number that is not its own")
+        self._handles[pid] = handle
+        self._loop.add_reader(handle, self._ended, pid, on_end)
+        with contextlib.suppress(OSError):
+            fd = os.open(f"{pid}/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC, dir_fd=self.proc)
+            try:
+                os.write(fd, _FIRST_VICTIM)
+            finally:
+                os.close(fd)
+        return True
+
+    def _ended(self, pid: int, on_end: Callable[[int], None]) -> None:
+        self._loop.remove_reader(self._handles[pid])
+        on_end(pid)
+
+    def pin(self, pid: int) -> None:
+        """A checkpoint that somebody may go back to: `mine` of no sandbox is to end it."""
+        self._pinned[pid] += 1
+
+    def release(self, pid: int) -> None:
+        """End a process and forget it, unless it is pinned more than once."""
+        if self._pinned[pid] > 1:
+            self._pinned[pid] -= 1
+            return
+        self._pinned.pop(pid, None)
+        handle = self._handles.pop(pid, -1)
+        if handle >= 0:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(handle, signal.SIGKILL)
+            self._forget(handle)
+
+    def _forget(self, handle: int) -> None:
+        if handle != self.runner:
+            self._loop.remove_reader(handle)
+            os.close(handle)
+
+    # ------------------------------------------------------------------ what /proc shows
+
+    def fields(self, pid: int) -> list[bytes]:
+        """Fields of the process's stat file from the third on; none when it is gone."""
+        return _fields(f"{pid}/stat", self.proc)
+
+    def how_it_ended(self, pid: int) -> Exit:
+        """Of a process that nobody has waited for yet: its parent, a checkpoint, sleeps."""
+        fields = self.fields(pid)
+        if len(fields) <= _EXIT_CODE:
+            return Exit()
+        status = int(fields[_EXIT_CODE])
+        return Exit(signal=status & 0x7F) if status & 0x7F else Exit(code=status >> 8)
+
+    def running(self) -> dict[int, tuple[int, int]]:
+        """Processes that are neither init, nor dead, nor pinned: number → (parent, session)."""
+        found: dict[int, tuple[int, int]] = {}
+        for name in os.listdir(self.proc):
+            if name.isdigit() and (pid := int(name)) != _INIT and pid not in self._pinned:
+                fields = self.fields(pid)
+                if fields and fields[_STATE] not in (b"Z", b"X"):
+                    found[pid] = int(fields[_PARENT]), int(fields[_SESSION])
+        return found
+
+    def kill(self, pid: int) -> None:
+        """Kill any process of the room, by a descriptor of its folder in /proc: a handle like a pidfd (pidfd_send_signal(2))."""
+        with contextlib.suppress(OSError):
+            folder = os.open(str(pid), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.proc)
+            try:
+                signal.pidfd_send_signal(folder, signal.SIGKILL)
+            finally:
+                os.close(folder)
+
+    # ------------------------------------------------------------------ the end
+
+    def kill_all(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self.init if self.init >= 0 else self.runner, signal.SIGKILL)
+
+    def at_end(self, action: Callable[[], None]) -> None:
+        """What can be given back only when everything in the room is gone."""
+        self._at_end.append(action)
+
+    async def leave(self, name: str) -> None:
+        """One sandbox less. After the last one nothing is left of the room. Raises PlatformError when the kernel does not end it."""
+        self.users -= 1
+        if self.users:
+            return
+        self.kill_all()
+        try:
+            # init is gone only when everything in its PID namespace is (pid_namespaces(7)).
+            await wait_readable(self.init if self.init >= 0 else self.runner, CLOSE_S)
+        except TimeoutError as err:
+            raise PlatformError(f"sandbox {name} did not end within {CLOSE_S} s after SIGKILL") from err
+        finally:
+            for handle in self._handles.values():
+                self._forget(handle)
+            self._handles.clear()
+            for fd in (self.init, self.runner, self.proc):
+                if fd >= 0:
+                    os.close(fd)
+            while self._at_end:
+                self._at_end.pop()()
+
+
+def _fields(path: str, dir_fd: int | None) -> list[bytes]:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=dir_fd)
+    except OSError:
+        return []
+    try:
+        return os.read(fd, 4096).rpartition(b")")[2].split()
+    except ProcessLookupError:
+        return []
+    finally:
+        os.close(fd)
+
+
+def _sender(ancillary: Sequence[tuple[int, int, bytes]]) -> int:
+    """The process that sent a message, as the kernel adds it (unix(7), SCM_CREDENTIALS)."""
+    for level, kind, data in ancillary:
+        if level == SOL_SOCKET and kind == SCM_CREDENTIALS:
+            return struct.unpack("3i", data[:12])[0]
+    raise SandboxFailed("the kernel did not say who sent a message")
+
+
+async def wait_readable(fd: int, timeout_s: float) -> None:
+    """Until the descriptor is readable; for a pidfd that is the end of the process. Raises TimeoutError."""
+    loop = asyncio.get_running_loop()
+    ready = loop.create_future()
+    loop.add_reader(fd, lambda: ready.done() or ready.set_result(None))
+    try:
+        await asyncio.wait_for(ready, timeout_s)
+    finally:
+        loop.remove_reader(fd)
