@@ -127,7 +127,7 @@ class LocalEngine:
         if self._copies is None:
             self._copies = RunFolder()
         return Timeline(
-            link=worker.link,
+            link=worker.talk,
             sandbox=worker.sandbox,
             shelf=Shelf(self._copies.path, max_bytes=min(spec.limits.disk_mb, MAX_COPIES_MB) << 20),
             owner=worker.workspace.owner,

@@ -4,6 +4,7 @@ import base64
 import json
 import signal
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Final, Literal, cast
 
 import msgspec
@@ -38,6 +39,21 @@ class Account(msgspec.Struct, frozen=True):
     error: ProgramError | None = None
     interrupted: bool = False
     limit: Literal["memory", "disk", "processes"] | None = None
+
+
+@dataclass(slots=True)
+class Run:
+    """What is known of the open run. `stopped` is the first reason for which it was interrupted."""
+
+    id: str
+    limits: Limits
+    wall_s: float
+    started: float
+    stopped: Stopped | None = None
+    account: Account | None = None
+    has_checkpoint: bool = False  # of the state before it
+    went_back: bool = False  # the session did, to a state before it
+    displays: list[DisplayData] = field(default_factory=list[DisplayData])
 
 
 def read_account(message: wire.Done) -> Account:

@@ -277,23 +277,10 @@ def _decode(kinds: Mapping[str, Any], header: bytes, payload: memoryview) -> Any
 
 
 _FIELD_TYPES: Final[Mapping[str, type]] = {
+    **dict.fromkeys(("run", "python", "step", "detail", "why", "note", "workspace"), str),
+    **dict.fromkeys(("cell", "version", "errno", "number", "live", "checkpoint"), int),
+    **dict.fromkeys(("final", "is_result", "branch"), bool),
     "session": dict,
-    "run": str,
-    "cell": int,
-    "final": bool,
-    "version": int,
-    "python": str,
-    "step": str,
-    "errno": int,
-    "detail": str,
-    "is_result": bool,
-    "number": int,
-    "live": int,
-    "checkpoint": int,
-    "why": str,
-    "note": str,
-    "branch": bool,
-    "workspace": str,
 }
 _NAME_LISTS: Final = frozenset({"held", "mimes"})
 _MAX_TEXT: Final = 4096  # characters of any text field in a header; long texts travel as parts

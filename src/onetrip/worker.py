@@ -18,7 +18,6 @@ import secrets
 import signal
 import time
 from collections.abc import AsyncGenerator, Awaitable
-from dataclasses import dataclass, field
 from typing import Final
 
 import msgspec
@@ -27,31 +26,16 @@ from onetrip import files, model, outcomes, wire
 from onetrip.conversation import Conversation
 from onetrip.errors import BadRequest, PlatformError, SandboxFailed
 from onetrip.model import Cell, Event, Limits, Policy, Result
-from onetrip.outcomes import Account, Stopped
+from onetrip.outcomes import Run, Stopped
 from onetrip.outputs import Backlog, Name, Outputs
 from onetrip.tiers.base import Exit, Sandbox
-from onetrip.timeline import Link, Moved, Timeline
+from onetrip.timeline import Moved, Timeline
 from onetrip.watchdog import Watchdog
 
 READY_S: Final = 30.0  # from the fork to the guest's first word
 EXIT_S: Final = 10.0  # from the end of the channel to the news of the exit status
 GRACE_S: Final = 1.0  # between the interrupt and the kill
 _MIB: Final = 1 << 20
-
-
-@dataclass(slots=True)
-class _Run:
-    """What is known of the open run. `stopped` is the first reason for which it was interrupted."""
-
-    id: str
-    limits: Limits
-    wall_s: float
-    started: float
-    stopped: Stopped | None = None
-    account: Account | None = None
-    has_checkpoint: bool = False  # of the state before it
-    moved: Moved | None = None  # the session went back
-    displays: list[model.DisplayData] = field(default_factory=list[model.DisplayData])
 
 
 class Worker:
@@ -63,7 +47,7 @@ class Worker:
     def __init__(self, sandbox: Sandbox) -> None:
         self.sandbox = sandbox
         self._loop = asyncio.get_running_loop()
-        self._talk = Conversation(
+        self.talk = Conversation(
             sandbox, before_packet=self._before_packet, on_message=self._received, on_end=self._channel_ended
         )
         self.timeline: Timeline | None = None
@@ -71,7 +55,7 @@ class Worker:
         self._outputs = Outputs(sandbox.stdout, sandbox.stderr, self._printed, lambda: self._stop("output", False))
         self._events = Backlog(self._outputs.pause, self._outputs.resume)
         self._timers: dict[str, asyncio.TimerHandle] = {}
-        self._run: _Run | None = None
+        self._run: Run | None = None
         self._cells = 0
         self._greeted = False
         self.held: tuple[str, ...] = ()
@@ -84,21 +68,16 @@ class Worker:
     @property
     def ended(self) -> str | None:
         """Why nothing more can run."""
-        return self._talk.ended
-
-    @property
-    def link(self) -> Link:
-        """What a timeline needs."""
-        return self._talk
+        return self.talk.ended
 
     async def start(self) -> None:
         """Wait until the guest is ready. Raises SandboxFailed naming the step of the jail; the sandbox is then to be closed."""
-        self._talk.listen()
+        self.talk.listen()
         self.sandbox.on_exit(self._on_exit)
         try:
             async with asyncio.timeout(READY_S):
-                while self._talk.protocol.state == "starting" and self.ended is None:
-                    await self._talk.wait()
+                while self.talk.protocol.state == "starting" and self.ended is None:
+                    await self.talk.wait()
         except TimeoutError as err:
             raise SandboxFailed(f"the guest was not ready within {READY_S:.0f} s") from err
         if self.ended is not None:
@@ -128,7 +107,7 @@ class Worker:
     async def branch(self, origin: "Worker", timeline: Timeline, limits: Limits) -> Moved:
         """In place of `start`, `greet` and `remember`: come to life as a branch of another worker's session. Raises SandboxFailed."""
         self.timeline, self.held = timeline, origin.held
-        self._talk.listen()
+        self.talk.listen()
         self.sandbox.on_exit(self._on_exit)
         moved = await timeline.begin()
         self._greeted = True
@@ -173,13 +152,13 @@ class Worker:
             yield model.Started(run_id)
             source, inputs = cell.code.encode(), json.dumps(cell.inputs).encode()
             message = wire.Execute(secrets.token_hex(8), self._cells, cell.final, (source, inputs))
-            await self._talk.send(self._talk.protocol.execute(message))
-            while run.account is None and self._talk.silent is None:
+            await self.talk.send(self.talk.protocol.execute(message))
+            while run.account is None and self.talk.silent is None:
                 while self._events:
                     yield self._events.take()
-                if run.account is None and self._talk.silent is None:
-                    await self._talk.wait()
-            if self._talk.silent is not None:
+                if run.account is None and self.talk.silent is None:
+                    await self.talk.wait()
+            if self.talk.silent is not None:
                 await self._wait_for_exit()
                 self._outputs.drain()
             while self._events:
@@ -187,7 +166,7 @@ class Worker:
             result = self._result(run, session_id, queue_ms, start_ms)
             yield model.Done(await self._after(run, result, undo_errors=undo_errors))
         finally:
-            if run.account is None and self.ended is None and run.moved is None:
+            if run.account is None and self.ended is None and not run.went_back:
                 await self._settle(run)
             self._outputs.end()
             for timer in self._timers.values():
@@ -201,19 +180,20 @@ class Worker:
             if self.timeline is not None and self.ended is None and not cell.final:
                 self.timeline.keep_soon()
 
-    async def _after(self, run: _Run, result: Result, *, undo_errors: bool) -> Result:
+    async def _after(self, run: Run, result: Result, *, undo_errors: bool) -> Result:
         """Go back to the state before the cell where it did not leave one, or is not to; and say so."""
         timeline = self.timeline
         if timeline is None or self.ended is not None:
             return result
         unwanted = undo_errors and result.status == "failed"
-        if not (timeline.past and (self._talk.fallen is not None or unwanted)):
+        if not (timeline.past and (self.talk.fallen is not None or unwanted)):
             note = result.session.note or (None if run.has_checkpoint else timeline.note)
             session = model.SessionState(result.session.survived, checkpoint=run.has_checkpoint, note=note)
             return msgspec.structs.replace(result, session=session)
         try:
-            run.moved = await self._move(timeline.go_back())
-            session = model.SessionState(survived=True, rolled_back=True, checkpoint=run.has_checkpoint, note=run.moved.note)
+            moved = await self._move(timeline.go_back())
+            run.went_back = True
+            session = model.SessionState(survived=True, rolled_back=True, checkpoint=run.has_checkpoint, note=moved.note)
         except SandboxFailed as err:
             self._end(str(err))
             session = model.SessionState(survived=False, note=str(err))
@@ -241,9 +221,9 @@ class Worker:
             self._end(str(err))
             raise
 
-    def _begin(self, cell: Cell, limits: Limits, run_id: str) -> _Run:
+    def _begin(self, cell: Cell, limits: Limits, run_id: str) -> Run:
         wall_s = min(limits.wall_s, cell.timeout_s or limits.wall_s)
-        run = self._run = _Run(run_id, limits, wall_s, time.monotonic())
+        run = self._run = Run(run_id, limits, wall_s, time.monotonic())
         self._timers["wall"] = self._loop.call_later(wall_s, self._stop, "wall", False)
         self._watchdog.begin(limits)
         self._outputs.begin(limits.output_mb * _MIB)
@@ -327,7 +307,7 @@ class Worker:
 
     def _queue(self, event: Event, size: int) -> None:
         self._events.add(event, size)
-        self._talk.wake()
+        self.talk.wake()
 
     # ------------------------------------------------------------------ ends
 
@@ -335,17 +315,17 @@ class Worker:
         """Nothing more will come. The run that is open, if any, ends with what is known."""
         if self.ended is None:
             self._watchdog.stop()
-            self._talk.end(reason)
+            self.talk.end(reason)
             self.sandbox.kill()  # a closed channel does not mean that every process is gone
-        self._talk.wake()
+        self.talk.wake()
 
     def _on_exit(self, how: Exit) -> None:
         self._exit = how
         if how.lost is None:
-            self._talk.hear_out()
+            self.talk.hear_out()
         if how.lost is None and self.ended is None and self.timeline is not None and self.timeline.past:
-            self._talk.fallen = "the guest's process ended"
-            self._talk.wake()
+            self.talk.fallen = "the guest's process ended"
+            self.talk.wake()
         else:
             self._end(how.lost or "the guest's process ended")
 
@@ -353,34 +333,34 @@ class Worker:
         try:
             async with asyncio.timeout(EXIT_S):
                 while self._exit is None:
-                    await self._talk.wait()
+                    await self.talk.wait()
         except TimeoutError:
             self._exit = Exit(lost="its end was not reported in time")
 
-    async def _settle(self, run: _Run) -> None:
+    async def _settle(self, run: Run) -> None:
         """The consumer left in the middle of a run: bring the sandbox back to rest, or kill it."""
         self._stop("interrupt", False)
         self._outputs.resume()
         try:
             async with asyncio.timeout(2 * GRACE_S):
-                while run.account is None and self._talk.silent is None:
+                while run.account is None and self.talk.silent is None:
                     self._events.clear()
                     self._outputs.resume()
-                    await self._talk.wait()
+                    await self.talk.wait()
         except TimeoutError:
             self._end("killed: the cell did not end after an interrupt")
-        if self._talk.fallen is not None and self.ended is None and self.timeline is not None:
+        if self.talk.fallen is not None and self.ended is None and self.timeline is not None:
             try:
-                run.moved = await self._move(self.timeline.go_back())
+                await self._move(self.timeline.go_back())
             except SandboxFailed as err:
                 self._end(str(err))
 
     # ------------------------------------------------------------------ the result
 
-    def _result(self, run: _Run, session_id: str | None, queue_ms: float, start_ms: float) -> Result:
+    def _result(self, run: Run, session_id: str | None, queue_ms: float, start_ms: float) -> Result:
         after, before = self._watchdog.end(), self._watchdog.before
         account = run.account
-        survived = account is not None and self._talk.silent is None
+        survived = account is not None and self.talk.silent is None
         if run.stopped is None and after.oom_kills > before.oom_kills:
             run.stopped = "memory"
         if self._violation is not None:
@@ -404,7 +384,7 @@ class Worker:
             error=error,
             limit=limit,
             files=self._changes.take() if survived else (),
-            session=model.SessionState(survived=survived, note=None if survived else self._talk.silent),
+            session=model.SessionState(survived=survived, note=None if survived else self.talk.silent),
             usage=model.Usage(
                 queue_ms=round(queue_ms, 3),
                 start_ms=round(start_ms, 3),

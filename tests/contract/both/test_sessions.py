@@ -8,7 +8,7 @@ import time
 import pytest
 
 import onetrip
-from onetrip import embedded
+from onetrip import asynchronous, blocking, embedded
 from onetrip.model import Done, Stdout
 
 
@@ -18,8 +18,8 @@ def test_both_shapes_have_the_same_methods_with_the_same_parameters():
         found = {name: member for name, member in inspect.getmembers(cls, inspect.isfunction) if not name.startswith("_")}
         return {name: list(inspect.signature(member).parameters) for name, member in found.items()}
 
-    for blocking, awaited in ((embedded.Session, embedded.AsyncSession), (embedded.Files, embedded.AsyncFiles)):
-        ours, theirs = methods(blocking), methods(awaited)
+    for waiting, awaited in ((embedded.Session, embedded.AsyncSession), (blocking.Files, asynchronous.AsyncFiles)):
+        ours, theirs = methods(waiting), methods(awaited)
         shared = set(ours) & set(theirs)
         assert {"run", "stream", "interrupt"} <= shared or {"read", "write", "list", "delete"} <= shared
         assert {name: ours[name] for name in shared} == {name: theirs[name] for name in shared}

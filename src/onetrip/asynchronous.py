@@ -1,0 +1,239 @@
+"""The asynchronous interface: an engine, its sessions and their files as objects. `embedded` makes them."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Generator, Mapping
+from typing import Any, Literal, Self, TypeVar, cast, overload
+
+import msgspec
+
+from onetrip import checks
+from onetrip.engine import LocalEngine
+from onetrip.errors import BadRequest, PlatformError
+from onetrip.files import FileInfo
+from onetrip.model import Cell, Done, Event, Level, Limits, Policy, Result, Rewound, SessionSpec, Support
+
+T = TypeVar("T")
+FileContents = Mapping[str, bytes | str]
+LimitsLike = Limits | Mapping[str, Any] | None
+PolicyLike = Policy | Mapping[str, Any] | None
+
+
+class AsyncLocal:
+    """See `alocal`. Safe to use from many tasks of one event loop."""
+
+    def __init__(self, **options: Any) -> None:
+        try:
+            self._engine = LocalEngine(**options)
+        except TypeError as err:
+            raise BadRequest(str(err).replace("LocalEngine.__init__()", "local()")) from err
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_exc: object) -> None:
+        await self.aclose()
+
+    async def start(self, environment: str = "default", *, isolation_floor: Level = "strict") -> None:
+        """Warm up now what the first run would otherwise wait for. Raises what `run` raises."""
+        await self._engine.start(environment, floor=isolation_floor)
+
+    async def run(self, code: str, **options: Any) -> Result:
+        """Run one program in a sandbox of its own and return its result; a program that fails is a result, too.
+
+        Options: `environment`, `files` (path → bytes or text), `inputs` (name → JSON value), `limits`, `policy`, `timeout_s`,
+        `isolation_floor`. Raises BadRequest, Unavailable or PlatformError; then nothing has run. Cancelling ends the sandbox.
+        """
+        return await _last(self.stream(code, **options))
+
+    async def stream(
+        self,
+        code: str,
+        *,
+        environment: str = "default",
+        files: FileContents | None = None,
+        inputs: Mapping[str, Any] | None = None,
+        limits: LimitsLike = None,
+        policy: PolicyLike = None,
+        timeout_s: float | None = None,
+        isolation_floor: Level = "strict",
+    ) -> AsyncGenerator[Event]:
+        """The same, event by event; the last one is `Done` with the result. A slow reader slows the program."""
+        spec = _spec(environment=environment, limits=limits, policy=policy, isolation_floor=isolation_floor)
+        cell = Cell(code=code, inputs=dict(inputs or {}), timeout_s=timeout_s, final=True)
+        events = self._engine.run(spec, cell, _contents(files))
+        async with contextlib.aclosing(events):
+            async for event in events:
+                yield event
+
+    def session(
+        self,
+        *,
+        environment: str = "default",
+        files: FileContents | None = None,
+        limits: LimitsLike = None,
+        policy: PolicyLike = None,
+        metadata: Mapping[str, str] | None = None,
+        isolation_floor: Level = "strict",
+        checkpoints: int = 8,
+        on_error: Literal["keep", "rollback"] = "keep",
+    ) -> "AsyncSession":
+        """A live namespace with a workspace: `async with ot.session() as s`, or `s = await ot.session()` and `await s.aclose()`.
+
+        `checkpoints`: how many cells can be undone; 0 for a session that a killed cell ends. `on_error="rollback"`: a cell that
+        raises leaves nothing behind.
+        """
+        spec = _spec(
+            environment=environment, limits=limits, policy=policy, isolation_floor=isolation_floor, metadata=dict(metadata or {}),
+            checkpoints=checkpoints, on_error=on_error,
+        )  # fmt: skip
+        return AsyncSession(self._engine, spec, _contents(files))
+
+    def support(self) -> Support:
+        return self._engine.support()
+
+    async def aclose(self) -> None:
+        """End every sandbox; waits until nothing is left."""
+        await self._engine.aclose()
+
+
+class AsyncSession:
+    """One session. Cells run one after the other; `interrupt` may come from another task."""
+
+    def __init__(self, engine: LocalEngine, spec: SessionSpec, files: Mapping[str, bytes]) -> None:
+        self._engine, self._spec, self._initial = engine, spec, files
+        self._id: str | None = None
+        self.files = AsyncFiles(self)
+
+    @property
+    def id(self) -> str:
+        if self._id is None:
+            raise PlatformError("the session is not open yet", hint="Use `async with`, or await it.")
+        return self._id
+
+    @property
+    def engine(self) -> LocalEngine:
+        return self._engine
+
+    async def open(self) -> Self:
+        """Start it, once; the same as awaiting it. Raises what `run` raises."""
+        if self._id is None:
+            self._id = await self._engine.open(self._spec, self._initial)
+        return self
+
+    def __await__(self) -> Generator[Any, Any, Self]:
+        return self.open().__await__()
+
+    async def __aenter__(self) -> Self:
+        return await self.open()
+
+    async def __aexit__(self, *_exc: object) -> None:
+        await self.aclose()
+
+    async def run(self, code: str, *, inputs: Mapping[str, Any] | None = None, timeout_s: float | None = None) -> Result:
+        """Run one cell; variables of earlier cells are there. Raises SessionGone when an earlier cell took the session with it."""
+        return await _last(self.stream(code, inputs=inputs, timeout_s=timeout_s))
+
+    async def stream(
+        self, code: str, *, inputs: Mapping[str, Any] | None = None, timeout_s: float | None = None, final: bool = False
+    ) -> AsyncGenerator[Event]:
+        """The same, event by event. `final`: behave at the end as an ending program does (threads joined, exit handlers run)."""
+        events = self._engine.execute(self.id, Cell(code=code, inputs=dict(inputs or {}), timeout_s=timeout_s, final=final))
+        async with contextlib.aclosing(events):
+            async for event in events:
+                yield event
+
+    async def undo(self, cells: int = 1) -> Rewound:
+        """Go back to the state before the last cells: variables, imports and files. Raises BadRequest when it is not kept any more."""
+        return await self._engine.undo(self.id, cells)
+
+    async def redo(self, cells: int = 1) -> Rewound:
+        """Take back an `undo`, while nothing new has run."""
+        return await self._engine.redo(self.id, cells)
+
+    @overload
+    async def fork(self) -> "AsyncSession": ...
+    @overload
+    async def fork(self, *, count: int) -> "list[AsyncSession]": ...
+    async def fork(self, *, count: int | None = None) -> "AsyncSession | list[AsyncSession]":
+        """A branch, or `count` of them: sessions of their own that begin with this one's variables and files, each closed by itself.
+
+        Memory is shared until one of them changes it. Raises Unavailable when the session has no checkpoint of its present state.
+        """
+        made = [self._branched(branch) for branch in await self._engine.fork(self.id, 1 if count is None else count)]
+        return made[0] if count is None else made
+
+    def _branched(self, branch: str) -> "AsyncSession":
+        session = AsyncSession(self._engine, self._spec, {})
+        session._id = branch
+        return session
+
+    async def interrupt(self) -> None:
+        """Like Ctrl-C for the cell that runs; it is killed when it does not end within the grace period."""
+        self._engine.interrupt(self.id)
+
+    async def aclose(self) -> None:
+        if self._id is not None:
+            await self._engine.close(self._id)
+
+    close = aclose
+
+
+class AsyncFiles:
+    """The files of a session; paths are relative to its workspace."""
+
+    def __init__(self, session: AsyncSession) -> None:
+        self._session = session
+
+    async def write(self, path: str, data: bytes | str) -> None:
+        """Create or replace a file. Raises BadRequest for a path that leaves the workspace, WorkspaceFull."""
+        workspace = self._session.engine.files(self._session.id)
+        await asyncio.to_thread(workspace.write, path, _contents({path: data})[path])
+        self._session.engine.note_files(self._session.id)
+
+    async def read(self, path: str) -> bytes:
+        """The content of a regular file. Raises NotFound, BadRequest."""
+        return await asyncio.to_thread(self._session.engine.files(self._session.id).read, path)
+
+    async def list(self) -> list[FileInfo]:
+        return await asyncio.to_thread(self._session.engine.files(self._session.id).list)
+
+    async def delete(self, path: str) -> None:
+        await asyncio.to_thread(self._session.engine.files(self._session.id).delete, path)
+        self._session.engine.note_files(self._session.id)
+
+
+async def _last(events: AsyncGenerator[Event]) -> Result:
+    async with contextlib.aclosing(events):
+        async for event in events:
+            if isinstance(event, Done):
+                return event.result
+    raise PlatformError("the run ended without a result")
+
+
+def _contents(files: FileContents | None) -> dict[str, bytes]:
+    contents: dict[str, bytes] = {}
+    for path, data in (files or {}).items():
+        raw: object = data.encode() if isinstance(data, str) else cast("object", data)
+        if not isinstance(raw, (bytes, bytearray, memoryview)):
+            raise BadRequest(f"files: the content of {path!r} must be bytes or text, not {type(data).__name__}", field="files")
+        contents[path] = bytes(cast("bytes", raw))
+    return contents
+
+
+def _spec(*, limits: LimitsLike, policy: PolicyLike, **fields: Any) -> SessionSpec:
+    if fields["isolation_floor"] not in ("strict", "reduced"):
+        raise BadRequest(f"isolation_floor: {fields['isolation_floor']!r} is not “strict” or “reduced”", field="isolation_floor")
+    if fields.get("on_error", "keep") not in ("keep", "rollback"):
+        raise BadRequest(f"on_error: {fields['on_error']!r} is not “keep” or “rollback”", field="on_error")
+    checks.check_checkpoints(fields.get("checkpoints", 0))
+    return SessionSpec(limits=_convert(limits, Limits, "limits"), policy=_convert(policy, Policy, "policy"), **fields)
+
+
+def _convert(given: Any, kind: type[T], field: str) -> T:
+    if isinstance(given, kind):
+        return given
+    try:
+        return msgspec.convert({} if given is None else dict(given), kind)
+    except (msgspec.ValidationError, TypeError, ValueError) as err:
+        raise BadRequest(f"{field}: {err}", field=field) from err
