@@ -77,15 +77,16 @@ class AsyncLocal:
         isolation_floor: Level = "strict",
         checkpoints: int = 8,
         on_error: Literal["keep", "rollback"] = "keep",
+        threads: int = 1,
     ) -> "AsyncSession":
         """A live namespace with a workspace: `async with ot.session() as s`, or `s = await ot.session()` and `await s.aclose()`.
 
         `checkpoints`: how many cells can be undone; 0 for a session that a killed cell ends. `on_error="rollback"`: a cell that
-        raises leaves nothing behind.
+        raises leaves nothing behind. `threads` of OpenMP and BLAS: with more than one there are no checkpoints.
         """
         spec = _spec(
             environment=environment, limits=limits, policy=policy, isolation_floor=isolation_floor, metadata=dict(metadata or {}),
-            checkpoints=checkpoints, on_error=on_error,
+            checkpoints=checkpoints, on_error=on_error, threads=threads,
         )  # fmt: skip
         return AsyncSession(self._engine, spec, _contents(files))
 
@@ -227,6 +228,7 @@ def _spec(*, limits: LimitsLike, policy: PolicyLike, **fields: Any) -> SessionSp
     if fields.get("on_error", "keep") not in ("keep", "rollback"):
         raise BadRequest(f"on_error: {fields['on_error']!r} is not “keep” or “rollback”", field="on_error")
     checks.check_checkpoints(fields.get("checkpoints", 0))
+    checks.check_threads(fields.get("threads", 1))
     return SessionSpec(limits=_convert(limits, Limits, "limits"), policy=_convert(policy, Policy, "policy"), **fields)
 
 

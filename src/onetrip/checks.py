@@ -83,6 +83,12 @@ def check_cells(cells: object) -> None:
 
 
 MAX_BRANCHES: Final = 1000
+MAX_THREADS: Final = 64
+
+
+def check_threads(threads: object) -> None:
+    """How many threads OpenMP and BLAS may use, and so how many CPUs."""
+    _check_range("threads", threads, Range(1, MAX_THREADS, "threads", "less than one, or more than a machine has"))
 
 
 def check_count(count: object) -> None:

@@ -117,8 +117,10 @@ class LocalEngine:
         # What a session will import is not known yet; the richest node costs it nothing but shared memory.
         node = next((name for name in ("plot", "pandas") if any(node.name == name for node in nodes)), nodes[-1].name)
         worker = await self._worker(pool, spec, node, files, is_session=True)
-        if spec.checkpoints:
+        if spec.checkpoints and spec.threads == 1:
             worker.remember(self._timeline(worker, spec))
+        elif spec.checkpoints:
+            worker.note = f"no checkpoint: the session asked for {spec.threads} threads, which do not survive a fork"
         session_id = f"ses_{secrets.token_hex(12)}"
         self._sessions[session_id] = _Session(spec, worker)
         return session_id
@@ -171,7 +173,7 @@ class LocalEngine:
             )
         point = timeline.share()
         try:
-            worker, donation = await pool.branch(origin, spec.limits)
+            worker, donation = await pool.branch(origin, spec.limits, asleep=_asleep(spec))
         except BaseException:
             point.let_go()
             raise
@@ -295,7 +297,7 @@ class LocalEngine:
                 for path, data in files.items():
                     worker.workspace.write(path, data)
                 worker.note_files()
-            worker.greet(spec.limits, spec.policy, checkpoints=spec.checkpoints if is_session else 0)
+            worker.greet(spec.limits, spec.policy, asleep=_asleep(spec) if is_session else 0, threads=spec.threads)
         except BaseException:
             await pool.discard(worker)
             raise
@@ -326,6 +328,11 @@ def _check_cell(cell: Cell) -> None:
     checks.check_source(cell.code)
     checks.check_inputs(cell.inputs)
     checks.check_timeout(cell.timeout_s)
+
+
+def _asleep(spec: SessionSpec) -> int:
+    """How many checkpoints there may be at once: those that can be undone, the present, and the one that is being made."""
+    return spec.checkpoints + 2 if spec.checkpoints else 0
 
 
 def _run_id() -> str:

@@ -65,11 +65,11 @@ class Pool:
         self._refill(key)
         return worker
 
-    async def branch(self, origin: Worker, limits: Limits) -> tuple[Worker, Donation]:
+    async def branch(self, origin: Worker, limits: Limits, *, asleep: int) -> tuple[Worker, Donation]:
         """A worker beside another one's, for a branch of its session; the caller owns both. Raises Overloaded, SandboxFailed."""
         if self.live >= self._max_live and not await self._give_up_idle():
             raise Overloaded(f"{self.live} sandboxes are live, which is the limit")
-        spec = LaunchSpec(id=secrets.token_hex(8), environment="", node=origin.sandbox.node, limits=limits)
+        spec = LaunchSpec(id=secrets.token_hex(8), environment="", node=origin.sandbox.node, limits=limits, asleep=asleep)
         sandbox, donation = await self._tier.branch(origin.sandbox, spec)
         self.live += 1
         return Worker(sandbox), donation

@@ -45,7 +45,7 @@ class Hello:
     """Host → guest, at most once and before the first cell: what this session's program may do, where that is not everything."""
 
     KIND: ClassVar = "hello"
-    session: Mapping[str, Any]  # {"modules": {"allow": [...]|null, "deny": [...]}}
+    session: Mapping[str, Any]  # {"modules": {"allow": [...]|null, "deny": [...]}, "threads": count}
     parts: Sequence[bytes] = ()
 
 

@@ -51,6 +51,7 @@ class Worker:
             sandbox, before_packet=self._before_packet, on_message=self._received, on_end=self._channel_ended
         )
         self.timeline: Timeline | None = None
+        self.note: str | None = None  # why there is none, if there should be
         self.workspace = files.Workspace(sandbox.workspace)
         self._outputs = Outputs(sandbox.stdout, sandbox.stderr, self._printed, lambda: self._stop("output", False))
         self._events = Backlog(self._outputs.pause, self._outputs.resume)
@@ -84,17 +85,17 @@ class Worker:
             raise SandboxFailed(self.ended)
         self._changes.begin()
 
-    def greet(self, limits: Limits, policy: Policy, *, checkpoints: int = 0) -> None:
-        """Set the limits, and tell the guest its policy if there is one, before any user code. Once; raises SandboxFailed.
+    def greet(self, limits: Limits, policy: Policy, *, asleep: int = 0, threads: int = 1) -> None:
+        """Set the limits, and tell the guest what is unusual about its session, before any user code. Once; raises SandboxFailed.
 
-        `checkpoints`: how many will be kept, see `remember`.
+        `asleep`: how many checkpoints there may be, see `remember`. `threads`: of OpenMP and BLAS.
         """
         modules = policy.modules
         try:
-            self.sandbox.apply(limits, asleep=checkpoints + 2 if checkpoints else 0)  # and the present, and the one that is made
-            if modules.allow is not None or modules.deny:
+            self.sandbox.apply(limits, asleep=asleep, cpus=threads)
+            if modules.allow is not None or modules.deny or threads > 1:
                 told = {"allow": None if modules.allow is None else list(modules.allow), "deny": list(modules.deny)}
-                for packet in wire.packets(wire.Hello({"modules": told})):
+                for packet in wire.packets(wire.Hello({"modules": told, "threads": threads})):
                     self.sandbox.channel.send(packet)  # a guest that waits for it, so there is room
         except OSError as err:  # also when it died while it waited in the pool
             raise SandboxFailed(f"the limits could not be set: {err}") from err
@@ -183,6 +184,8 @@ class Worker:
     async def _after(self, run: Run, result: Result, *, undo_errors: bool) -> Result:
         """Go back to the state before the cell where it did not leave one, or is not to; and say so."""
         timeline = self.timeline
+        if timeline is None and self.note is not None and result.session.survived:
+            return msgspec.structs.replace(result, session=model.SessionState(survived=True, note=self.note))
         if timeline is None or self.ended is not None:
             return result
         unwanted = undo_errors and result.status == "failed"

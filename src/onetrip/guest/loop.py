@@ -157,6 +157,8 @@ def serve(channel_fd: int, held: tuple[str, ...]) -> NoReturn:
             case wire.Execute() as execute:
                 _execute(execute, guest.runner, channel)
             case wire.Hello(session):
+                if (threads := session.get("threads", 1)) > 1:
+                    _use_threads(threads)
                 if policy := ModulePolicy.of(session):
                     policy.install()
                     guest.runner.accept_builtins()
@@ -217,3 +219,17 @@ def _execute(execute: wire.Execute, runner: Runner, channel: Channel) -> None:
         channel.send(wire.Done(execute.run, (body,)))
     except BaseException:  # noqa: BLE001  # without an answer the host must see an end
         exit_process(70)
+
+
+def _use_threads(count: int) -> None:
+    """Let numerical libraries use so many threads: those that are loaded, and those that will be."""
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS"):
+        os.environ[name] = str(count)
+    try:
+        pools: Any = importlib.import_module("threadpoolctl")
+    except ImportError:  # then only what is loaded later
+        return
+    _kept_limits.append(pools.threadpool_limits(limits=count))
+
+
+_kept_limits: Final[list[Any]] = []  # what is set holds as long as this object does

@@ -20,6 +20,7 @@ class LaunchSpec(msgspec.Struct, frozen=True, kw_only=True):
     environment: str
     node: str  # the zygote node wanted; a nearer ancestor may serve while it is still importing
     limits: Limits
+    asleep: int = 0  # processes of ours that may be there beside the program's (checkpoints)
     meta: Mapping[str, Any] = {}
 
 
@@ -61,10 +62,10 @@ class Sandbox(Protocol):
         """What holds around this sandbox; `held` is what the guest's own process applied."""
         ...
 
-    def apply(self, limits: Limits, *, asleep: int = 0) -> None:
+    def apply(self, limits: Limits, *, asleep: int = 0, cpus: int = 1) -> None:
         """Set the limits, from outside, of a sandbox that has not run user code yet. Raises OSError; it is then unusable.
 
-        `asleep`: so many processes of ours may be there beside the program's (checkpoints).
+        `asleep`: so many processes of ours may be there beside the program's (checkpoints). `cpus`: how many it may use at once.
         """
         ...
 

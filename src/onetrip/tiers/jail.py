@@ -272,11 +272,11 @@ class JailTier:
     def _make_group(self, spec: LaunchSpec) -> cgroup.Group | None:
         if self._hierarchy.version == "none":
             return None
-        memory_bytes, processes = spec.limits.memory_mb << 20, spec.limits.processes + 1
+        memory_bytes, processes = spec.limits.memory_mb << 20, spec.limits.processes + 1 + spec.asleep
         while self._spare_groups:
             group = self._spare_groups.pop()
             try:
-                group.set_limits(memory_bytes=memory_bytes, processes=processes)
+                group.set_limits(memory_bytes=memory_bytes, processes=processes, cpus=1.0)
             except OSError:
                 group.remove()
             else:

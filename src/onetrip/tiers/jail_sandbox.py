@@ -20,6 +20,7 @@ from onetrip.tiers.base import Exit, LaunchSpec, Reading
 from onetrip.tiers.jail_processes import Processes, outside_of
 from onetrip.tiers.jail_room import CLOSE_S, FIRST, Room
 
+MAX_TASKS: Final = 8192  # of a session and all its branches together
 _MIB: Final = 1 << 20
 
 
@@ -127,22 +128,24 @@ class JailSandbox:
         page = os.sysconf("SC_PAGESIZE")
         return int(fields[1]) * page, int(fields[5]) * page
 
-    def apply(self, limits: Limits, *, asleep: int = 0) -> None:
+    def apply(self, limits: Limits, *, asleep: int = 0, cpus: int = 1) -> None:
         processes = limits.processes + 1 + asleep  # 1: init
         if self._group is not None:
-            self._group.set_limits(memory_bytes=limits.memory_mb * _MIB, processes=processes)
+            self._group.set_limits(memory_bytes=limits.memory_mb * _MIB, processes=processes, cpus=cpus)
         elif self._sampler is not None:
             self._sampler.memory_limit_bytes = limits.memory_mb * _MIB
             if self.room.init >= 0 and self._scratch < 0:
-                self._scratch = os.open(f"{self._pid}/root/tmp", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.room.proc)
+                flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+                self._scratch = os.open(f"{self._pid}/root/tmp", flags, dir_fd=self.room.proc)
         file_bytes = limits.disk_mb * _MIB
         # A single process that asks for too much gets a MemoryError and lives; the control group is the wall behind it. Counted
         # from what the zygote holds already, because the limit is on all private writable memory of the process (setrlimit(2)).
         data_bytes = self._statm()[1] + limits.memory_mb * _MIB * 15 // 16
         wanted = {resource.RLIMIT_FSIZE: file_bytes, resource.RLIMIT_DATA: data_bytes}
         if self.room.init >= 0:
-            # Per user namespace since Linux 5.14, so it does not count the processes of others.
-            wanted[resource.RLIMIT_NPROC] = processes
+            # Per user namespace since Linux 5.14, so it does not count the processes of others; but it counts those of branches,
+            # so where a group holds the limit of each, this one gives way.
+            wanted[resource.RLIMIT_NPROC] = MAX_TASKS if self._group is not None and asleep else processes
         pid = outside_of(self.room.runner)
         for which, value in wanted.items():
             resource.prlimit(pid, which, (value, value))
