@@ -158,7 +158,7 @@ class Timeline:
         """Drop the oldest checkpoints while memory is short; why there can be none at all."""
         if (why := self.sandbox.checkpoint_obstacle) is not None:
             return f"no checkpoint: {why}"
-        while (used := self.sandbox.read_usage().memory_bytes) * MEMORY_SHARE > self.memory_bytes:
+        while (used := self.sandbox.read_usage(exact=True).memory_bytes) * MEMORY_SHARE > self.memory_bytes:
             if not self.past:
                 return (
                     f"no checkpoint: memory is short ({used / _MIB:.0f} MB are in use, and a checkpoint may need as much again; "

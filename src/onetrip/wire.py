@@ -355,7 +355,7 @@ class HostProtocol:
                     raise Violation("a second Ready, or one of another version")
                 self.state = "idle"
             case Refused():
-                if self.state != "starting":
+                if self.state not in ("starting", "moving"):
                     raise Violation("Refused after Ready")
                 self.state = "ended"
             case Kept():

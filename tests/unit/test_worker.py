@@ -85,7 +85,7 @@ class FakeSandbox:
         if self._exit is not None:
             callback(self._exit)
 
-    def read_usage(self):
+    def read_usage(self, *, exact=False):
         return self.reading
 
     def read_disk(self):

@@ -96,12 +96,16 @@ def _rise(session: Session, channel: Channel, message: wire.Spawn, fds: list[int
     """In a process that a checkpoint has just forked."""
     note = ""
     if message.branch:
+        channel.own()
         *own, ruleset = fds
         for fd, target in zip(own, (3, 1, 2), strict=True):
             dup2(fd, target, inheritable=target != 3)
             close(fd)
-        if not forking.restrict(ruleset):
-            exit_process(_UNRESTRICTED)  # it must not start with the files of others in reach
+        try:
+            forking.restrict(ruleset)
+        except OSError as err:  # it must not start with the files of others in reach
+            channel.send(wire.Refused("enter the branch's Landlock domain", err.errno or 0, err.strerror or str(err)))
+            exit_process(_UNRESTRICTED)
         close(ruleset)
         chdir(message.workspace)
         _move_scratch(message.workspace)

@@ -7,7 +7,7 @@ child has to keep its state to the last bit, and has one thread, which holds no 
 import ctypes
 import platform
 import struct
-from os import WNOHANG, listdir
+from os import WNOHANG, listdir, strerror
 from posix import fork as os_fork  # pyright: ignore[reportPrivateUsage]  # its public name is os.fork
 from posix import getpid, waitid
 from sys import modules
@@ -69,9 +69,11 @@ def fork() -> int:
 _NR_LANDLOCK_RESTRICT_SELF: Final = 446  # the same on every architecture
 
 
-def restrict(ruleset_fd: int) -> bool:
-    """Give up what this Landlock ruleset does not allow, for good. False when that did not work."""
-    return _syscall(ctypes.c_long(_NR_LANDLOCK_RESTRICT_SELF), ctypes.c_long(ruleset_fd), ctypes.c_long(0)) == 0
+def restrict(ruleset_fd: int) -> None:
+    """Give up what this Landlock ruleset does not allow, for good. Raises OSError: E2BIG after 16 times, a branch of a branch of …"""
+    if _syscall(ctypes.c_long(_NR_LANDLOCK_RESTRICT_SELF), ctypes.c_long(ruleset_fd), ctypes.c_long(0)) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, strerror(number))
 
 
 _LOAD, _JEQ, _JGE, _JGT, _RET = 0x20, 0x15, 0x35, 0x25, 0x06  # linux/bpf_common.h

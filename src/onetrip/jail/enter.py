@@ -226,19 +226,18 @@ def inside(init_pidfd: int, own_mounts: int) -> Generator[None, None, None]:
             os._exit(1)
 
 
-def branch(name: str, *, disk_bytes: int, inodes: int, uid: int) -> tuple[str, int, int]:
+def branch(folder: str, *, disk_bytes: int, inodes: int, uid: int) -> tuple[str, int, int]:
     """In a room's mount namespace: files of its own for one branch. Its workspace's path, a descriptor of it, a Landlock ruleset.
 
     The ruleset leaves a branch what any sandbox has, but for the files of the session that it comes from and of other branches,
     and keeps it from signalling them.
     """
     with step("mount the branch"):
-        workspace = mounts.mount_branch(name, disk_bytes=disk_bytes, inodes=inodes, uid=uid)
-    above = os.path.dirname(workspace)
+        workspace = mounts.mount_branch(folder, disk_bytes=disk_bytes, inodes=inodes, uid=uid)
     with step("write the branch's Landlock rules"):
         foreign = (mounts.WORKSPACE, "/tmp", os.path.dirname(mounts.HOME), mounts.ABOVE_BRANCHES)
         readonly = [path for name in os.listdir("/") if (path := f"/{name}") not in foreign and os.path.exists(path)]
-        writable = [workspace, f"{above}/scratch", f"{above}/home", "/dev/shm"]
+        writable = [workspace, f"{folder}/scratch", f"{folder}/home", f"{folder}/branches", "/dev/shm"]
         ruleset = landlock.make(landlock.rules(readonly=readonly, writable=writable, nodes=DEVICES))
     return workspace, os.open(workspace, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC), ruleset
 

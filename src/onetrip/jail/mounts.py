@@ -277,12 +277,15 @@ def add_room(steps: calls.CallList, *, disk_bytes: int, inodes: int, uid: calls.
     steps.add(step, "mount", b"proc", b"/proc", b"proc", flags, b"hidepid=2,subset=pid")
 
 
-def mount_branch(name: str, *, disk_bytes: int, inodes: int, uid: int) -> str:
-    """In a room's mount namespace: a tmpfs for one branch, with its workspace, scratch and home. Returns the workspace's path."""
+def mount_branch(folder: str, *, disk_bytes: int, inodes: int, uid: int) -> str:
+    """In a room's mount namespace: a tmpfs at `folder` for one branch, with its workspace, scratch and home. The workspace's path.
+
+    `folder` lies in `BRANCHES`, or in the folder "branches" of the branch that it is a branch of: Landlock lets nobody have what
+    those it comes from had given up.
+    """
     flags = syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC
-    if not os.path.ismount(BRANCHES):
-        syscalls.mount("branches", BRANCHES, "tmpfs", flags, "size=1m,nr_inodes=4096,mode=0711")
-    folder = f"{BRANCHES}/{name}"
+    if os.path.dirname(folder) == BRANCHES and not os.path.ismount(BRANCHES):
+        syscalls.mount("branches", BRANCHES, "tmpfs", flags, "size=1m,nr_inodes=4096,mode=0711")  # nobody can list it
     os.mkdir(folder, 0o755)
     try:
         options = f"size={disk_bytes},nr_inodes={inodes},uid={uid},gid={uid},mode=0755"
@@ -290,13 +293,14 @@ def mount_branch(name: str, *, disk_bytes: int, inodes: int, uid: int) -> str:
     except OSError:
         os.rmdir(folder)
         raise
+    os.mkdir(f"{folder}/branches", 0o711)
     for part in ("workspace", "scratch", "home"):
         os.mkdir(f"{folder}/{part}", 0o755)
         os.chown(f"{folder}/{part}", uid, uid)
     return f"{folder}/workspace"
 
 
-def unmount_branch(name: str) -> None:
+def unmount_branch(folder: str) -> None:
     """Take it away; what is still open of it lives on until it is closed."""
-    syscalls.umount2(f"{BRANCHES}/{name}", syscalls.MNT_DETACH)
-    os.rmdir(f"{BRANCHES}/{name}")
+    syscalls.umount2(folder, syscalls.MNT_DETACH)
+    os.rmdir(folder)

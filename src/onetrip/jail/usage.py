@@ -13,6 +13,7 @@ Not seen: pages of tmpfs files and of pipes and sockets that no process has mapp
 
 import contextlib
 import os
+import time
 from dataclasses import dataclass
 from typing import Final
 
@@ -21,6 +22,7 @@ _TICK_US: Final = 1_000_000 // os.sysconf("SC_CLK_TCK")
 MAX_PROCESSES: Final = 4096  # more are not looked at: the limit on processes has been broken long before
 _NEAR: Final = 0.75  # of the limit: from here on an exact reading is worth its price
 _READ_BYTES: Final = 4096
+FRESH_S: Final = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,14 +61,24 @@ class Sampler:
         self._seen: dict[tuple[int, int], _Process] = {}  # by pid and start time, so that a number used again is another process
         self._lost_ticks = 0  # of processes that nobody waited for
         self._cpu_us = 0
+        self._last: Sample | None = None
+        self._sampled_at = 0.0
         self._exact: tuple[int, int, int] | None = None  # memory, resident bytes and faults at the last exact reading
 
-    def sample(self) -> Sample:
-        """Look at every process once. A process that ends meanwhile counts with its last reading."""
+    def sample(self, *, exact: bool = False) -> Sample:
+        """Look at every process once. A process that ends meanwhile counts with its last reading.
+
+        `exact`: page by page. Processes that share much, such as a session and its checkpoints, are far below the estimate.
+        Branches share a sampler: who asks again within `FRESH_S` gets the same sample.
+        """
+        if self._last is not None and time.monotonic() - self._sampled_at < FRESH_S and (self._last.exact or not exact):
+            return self._last
         now = self._processes()
         self._account(now)
-        memory, exact = self._memory(now)
-        return Sample(memory, self._cpu_us, sum(process.threads for process in now.values()), exact)
+        memory, is_exact = self._memory(now, exact=exact)
+        self._last = Sample(memory, self._cpu_us, sum(process.threads for process in now.values()), is_exact)
+        self._sampled_at = time.monotonic()
+        return self._last
 
     def _processes(self) -> dict[tuple[int, int], _Process]:
         names = [str(self._only)] if self._only is not None else [name for name in os.listdir(self._proc_fd) if name.isdigit()]
@@ -94,14 +106,16 @@ class Sampler:
         self._cpu_us = max(self._cpu_us, ticks * _TICK_US)
         self._seen = now
 
-    def _memory(self, now: dict[tuple[int, int], _Process]) -> tuple[int, bool]:
+    def _memory(self, now: dict[tuple[int, int], _Process], *, exact: bool) -> tuple[int, bool]:
         resident = sum(process.resident_bytes for process in now.values())
         faults = sum(process.faults for process in now.values())
-        if self.memory_limit_bytes is not None and self._could_reach(resident, faults) > _NEAR * self.memory_limit_bytes:
+        reach = self._could_reach(resident, faults)
+        if exact or (self.memory_limit_bytes is not None and reach > _NEAR * self.memory_limit_bytes):
             memory = sum(self._exact_bytes(pid, process) for (pid, _), process in now.items())
             self._exact = (memory, resident, faults)
             return memory, True
-        return sum(self._estimate(pid) for pid, _ in now), False
+        # Forks of one session count what they share once each in the estimate; what was exact once bounds it from above.
+        return min(reach, sum(self._estimate(pid) for pid, _ in now)), False
 
     def _could_reach(self, resident: int, faults: int) -> int:
         """An upper bound of the memory in use."""

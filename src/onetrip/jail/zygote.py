@@ -303,7 +303,7 @@ class Zygote:
         try:
             with enter.inside(sandbox.room.pidfd, self._own_mounts):
                 size, inodes = message["disk_bytes"], message["inodes"]
-                path, workspace, ruleset = enter.branch(name, disk_bytes=size, inodes=inodes, uid=sandbox.room.uid)
+                path, workspace, ruleset = enter.branch(message["folder"], disk_bytes=size, inodes=inodes, uid=sandbox.room.uid)
         except StepFailed as err:
             self._tell({"event": "failed", "id": name, "step": err.step, "errno": err.errno, "detail": err.detail})
             return
@@ -314,7 +314,7 @@ class Zygote:
         sandbox = self._sandboxes.get(message["of"])
         if sandbox is not None and sandbox.room is not None:
             with contextlib.suppress(StepFailed, OSError), enter.inside(sandbox.room.pidfd, self._own_mounts):
-                mounts.unmount_branch(message["id"])
+                mounts.unmount_branch(message["folder"])
 
     def _node_changed(self) -> None:
         try:

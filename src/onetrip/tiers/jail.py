@@ -239,7 +239,8 @@ class JailTier:
         assert isinstance(origin, JailSandbox)  # a tier gets back what it gave
         handle, of = next((h, live[origin.id]) for h, live in self._live.items() if origin.id in live)
         group = self._make_group(spec)
-        request = {"do": "branch", "id": spec.id, "of": of.room_name, "disk_bytes": spec.limits.disk_mb << 20, "inodes": INODES}
+        folder, where = f"{of.branches}/{spec.id}", {"id": spec.id, "of": of.room_name}
+        request = {"do": "branch", **where, "folder": folder, "disk_bytes": spec.limits.disk_mb << 20, "inodes": INODES}
         try:
             (workspace, ruleset), path = await handle.launch(request, ())
         except BaseException:
@@ -262,9 +263,9 @@ class JailTier:
             if group is not None:
                 self._give_back(group)
 
-        gone = {"do": "unbranch", "id": spec.id, "of": of.room_name}
-        fds = ours.detach(), stdout, stderr, workspace
-        sandbox = of.branched(spec, fds, group=group, on_close=closed, on_leave=lambda: handle.tell(gone))
+        gone = {"do": "unbranch", **where, "folder": folder}
+        ends = ours.detach(), stdout, stderr, workspace
+        sandbox = of.branched(spec, ends, folder, group=group, on_close=closed, on_leave=lambda: handle.tell(gone))
         live[spec.id] = sandbox
         sandbox.room.at_end(lambda: live.pop(spec.id, None) and None)
         return sandbox, Donation((theirs.detach(), out, err, ruleset), path)

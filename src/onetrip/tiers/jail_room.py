@@ -15,6 +15,7 @@ from socket import SCM_CREDENTIALS, SOL_SOCKET
 from typing import Final
 
 from onetrip.errors import PlatformError, SandboxFailed
+from onetrip.jail import usage
 from onetrip.tiers.base import Exit
 
 FIRST: Final = 2  # init is the first process of the namespace, the runner the second
@@ -33,6 +34,7 @@ class Room:
     def __init__(self, init: int, runner: int, proc: int) -> None:
         self.init, self.runner, self.proc = init, runner, proc
         self.users = 1
+        self.sampler: usage.Sampler | None = None  # where no control group counts
         self._loop = asyncio.get_running_loop()
         self._handles: dict[int, int] = {FIRST: runner}
         self._pinned: collections.Counter[int] = collections.Counter()

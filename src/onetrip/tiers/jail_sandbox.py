@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from onetrip.jail import cgroup, usage
+from onetrip.jail import cgroup, mounts, usage
 from onetrip.model import Isolation, Level, Limits
 from onetrip.removal import used_bytes
 from onetrip.tiers.base import Exit, LaunchSpec, Reading
@@ -36,6 +36,7 @@ class Fixed:
     is_bound: bool  # by Landlock
     open_room: Path | None  # without namespaces: the folder that stands for the room's workspace
     room_name: str  # of the sandbox that the room was made for
+    branches: str = mounts.BRANCHES  # where branches of it have their files
 
 
 class JailSandbox:
@@ -60,7 +61,7 @@ class JailSandbox:
         self._fixed, self._limits, self.room, self._group = fixed, limits, room, group
         self._on_close, self._on_leave = on_close, on_leave  # the latter for branches
         self._callback: Callable[[Exit], None] | None = None
-        self._closed = False
+        self._closed = self._has_branches = False
         self._sampled_peak = 0  # highest sample since `reset_peak`
         channel, self.stdout, self.stderr, self.workspace = fds
         self.channel = socket.socket(fileno=channel)
@@ -69,17 +70,23 @@ class JailSandbox:
         self.channel.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)  # who sends is the kernel's word
         self._processes = Processes(room, group, self._tell, live=0 if on_leave else FIRST)
         self._exit: Exit | None = None
-        self._sampler: usage.Sampler | None = None
+        self._sampler: usage.Sampler | None = None  # one for all sandboxes of a room
         self._scratch = -1  # the file system of /tmp and /dev/shm, where files are to be sampled, too
         self._pid = FIRST if fixed.open_room is None else outside_of(room.runner)
-        if group is None:
+        if group is None and room.sampler is None:
             resident, _ = self._statm()
-            self._sampler = usage.Sampler(
+            room.sampler = usage.Sampler(
                 room.proc,
                 baseline_bytes=resident,
                 memory_limit_bytes=limits.memory_mb * _MIB,
                 only=None if fixed.open_room is None else self._pid,
             )
+        self._sampler = None if group is not None else room.sampler
+
+    @property
+    def branches(self) -> str:
+        """Where branches of it have their files, as the room sees it."""
+        return self._fixed.branches
 
     @property
     def room_name(self) -> str:
@@ -90,14 +97,16 @@ class JailSandbox:
         self,
         spec: LaunchSpec,
         fds: tuple[int, int, int, int],
+        folder: str,
         *,
         group: cgroup.Group | None,
         on_close: Callable[[cgroup.Group | None], None],
         on_leave: Callable[[], None],
     ) -> "JailSandbox":
-        """A sandbox in the same room; see `Tier.branch`."""
+        """A sandbox in the same room, whose files are below `folder`; see `Tier.branch`."""
         self.room.users += 1
-        fixed = dataclasses.replace(self._fixed, name=spec.id, meta=spec.meta)
+        self._has_branches = True
+        fixed = dataclasses.replace(self._fixed, name=spec.id, meta=spec.meta, branches=f"{folder}/branches")
         return JailSandbox(fixed, spec.limits, self.room, fds, group=group, on_close=on_close, on_leave=on_leave)
 
     @property
@@ -201,14 +210,14 @@ class JailSandbox:
             if self._callback is not None:
                 self._callback(how)
 
-    def read_usage(self) -> Reading:
+    def read_usage(self, *, exact: bool = False) -> Reading:
         if self._closed:
             return Reading(0, 0, 0)
         if self._group is not None:
             now = self._group.usage()
             return Reading(now.memory_bytes, now.peak_memory_bytes, now.cpu_us, now.oom_kills, now.refused_forks)
         if self._sampler is not None:
-            sample = self._sampler.sample()
+            sample = self._sampler.sample(exact=exact)
             memory = sample.memory_bytes + self._file_bytes()
             self._sampled_peak = max(self._sampled_peak, memory)
             return Reading(memory, self._sampled_peak, sample.cpu_us)
@@ -241,7 +250,7 @@ class JailSandbox:
             for fd in (self.stdout, self.stderr, self.workspace, self._scratch):
                 if fd >= 0:
                     os.close(fd)
-            if self._on_leave is not None:
+            if self._on_leave is not None and not self._has_branches:  # theirs lie below its own
                 self._on_leave()
             # Checkpoints that a branch still needs stay in the group, and so does memory that they hold.
             self.room.at_end(functools.partial(self._on_close, self._group))
