@@ -156,6 +156,8 @@ class LocalEngine:
         async with self._turn(session):
             try:
                 await session.worker.kept()
+                if session.worker.timeline is not None:
+                    await session.worker.timeline.settle()
                 while len(made) < count:
                     made.append(await self._branch(session, pool))
             except BaseException:

@@ -27,6 +27,8 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Final
 
+import msgspec
+
 from onetrip.beneath import Owner, as_owner, held, open_held
 from onetrip.copies import Copies, Copy, NotCopied
 from onetrip.rewind import Rewind
@@ -117,6 +119,17 @@ class Shelf:
     def copy_into(self, workspace_fd: int, shot: Shot, *, owner: Owner | None) -> Restored:
         """Fill the workspace of another session, a branch. What was in it is removed. Raises ValueError as `restore`."""
         return self._rewind(workspace_fd, shot, owner, Rewind(self._copies, shot, self._max_files, same_workspace=False))
+
+    def again(self, shot: Shot) -> Shot:
+        """The same shot once more, to be dropped by itself. Raises ValueError for one that is not, or no longer, on this shelf."""
+        with self._lock:
+            if shot not in self._shots:
+                raise ValueError("this shot is not on the shelf")
+            twin = msgspec.structs.replace(shot)
+            for copy in twin.copies():
+                copy.users += 1
+            self._shots.add(twin)
+            return twin
 
     def drop(self, shot: Shot) -> None:
         """Free the copies that no other shot shares. Dropping again, or after `close`, does no harm."""

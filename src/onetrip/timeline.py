@@ -54,25 +54,35 @@ class Link(Protocol):
 
 
 @dataclass(eq=False, slots=True)
-class Point:
-    """One state to which the session can go back: after `cells` cells of it had run."""
+class Sleeper:
+    """One checkpoint process. Points of several sessions, branches of each other, may need it."""
 
-    cells: int
     sandbox: Sandbox  # in which it was made
-    pid: int  # of the checkpoint, as the sandbox counts
+    pid: int  # as that sandbox counts
     command: socket.socket
-    shelf: Shelf
-    shot: Shot
     users: int = 1
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)  # one session at a time asks it for a process
 
     def let_go(self) -> None:
-        """One session less needs it; after the last one it is gone."""
         self.users -= 1
         if not self.users:
             self.command.close()  # at its end the checkpoint ends
             self.sandbox.release(self.pid)
-            self.shelf.drop(self.shot)
+
+
+@dataclass(eq=False, slots=True)
+class Point:
+    """One state to which the session can go back: after `cells` cells of it had run."""
+
+    cells: int
+    sleeper: Sleeper
+    shelf: Shelf
+    shot: Shot
+
+    def let_go(self) -> None:
+        """The session does not need it any more."""
+        self.sleeper.let_go()
+        self.shelf.drop(self.shot)
 
 
 @dataclass(slots=True)
@@ -98,6 +108,7 @@ class Timeline:
     future: list[Point] = field(default_factory=list[Point])
     cells: int = 0
     note: str | None = None  # why the present is not kept
+    files_changed: bool = False  # by the caller, since the present was kept
     _numbers: int = 0
     _keeping: asyncio.Task[None] | None = None
 
@@ -147,12 +158,24 @@ class Timeline:
             ours.close()
             self.note = "no checkpoint: its process could not be told apart"
             return
-        last = next((point.shot for point in reversed(self.past) if point.shelf is self.shelf), None)
-        shot = await asyncio.to_thread(self.shelf.take, self.sandbox.workspace, owner=self.owner, before=last)
         self.sandbox.pin(kept.checkpoint)
-        self.past.append(Point(self.cells, self.sandbox, kept.checkpoint, ours, self.shelf, shot))
+        sleeper = Sleeper(self.sandbox, kept.checkpoint, ours)
+        self.past.append(Point(self.cells, sleeper, self.shelf, await self._take()))
         while len(self.past) > self.depth + 1:
             self.past.pop(0).let_go()
+
+    async def _take(self) -> Shot:
+        """The files as they are now."""
+        self.files_changed = False
+        last = next((point.shot for point in reversed(self.past) if point.shelf is self.shelf), None)
+        return await asyncio.to_thread(self.shelf.take, self.sandbox.workspace, owner=self.owner, before=last)
+
+    async def settle(self) -> None:
+        """Before a cell: files that the caller wrote since belong to the state before it."""
+        if self.files_changed and (present := self.present) is not None:
+            shot = await self._take()
+            present.shelf.drop(present.shot)
+            present.shelf, present.shot = self.shelf, shot
 
     def _shortage(self) -> str | None:
         """Drop the oldest checkpoints while memory is short; why there can be none at all."""
@@ -219,24 +242,26 @@ class Timeline:
         return Moved(self.cells, "; ".join(notes) or None)
 
     async def _spawn(self, point: Point) -> wire.Live:
-        donation = self.donation if point.sandbox is not self.sandbox else None
+        sleeper = point.sleeper
+        donation = self.donation if sleeper.sandbox is not self.sandbox else None
         workspace = "" if donation is None else donation.workspace
-        async with point.turn:
+        async with sleeper.turn:
             try:
                 for packet in wire.packets(wire.Spawn(donation is not None, workspace)):
-                    socket.send_fds(point.command, [packet], () if donation is None else donation.fds)
+                    socket.send_fds(sleeper.command, [packet], () if donation is None else donation.fds)
             except OSError as err:
                 raise SandboxFailed(f"the checkpoint is gone: {err.strerror}") from err
-            return await self.link.wait_live(point.command)
+            return await self.link.wait_live(sleeper.command)
 
     # ------------------------------------------------------------------ branches
 
     def share(self) -> Point:
         """The present, for a branch as well. Raises Unavailable where it is not kept."""
-        if self.present is None:
+        present = self.present
+        if present is None:
             raise Unavailable(f"the session cannot branch now: {self.note or 'it has no checkpoint'}", hint=BRANCH_HINT)
-        self.present.users += 1
-        return self.present
+        present.sleeper.users += 1
+        return Point(present.cells, present.sleeper, present.shelf, present.shelf.again(present.shot))
 
     async def begin(self) -> Moved:
         """A branch comes to life at its only point, which `share` gave. Raises SandboxFailed."""

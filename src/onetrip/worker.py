@@ -104,6 +104,8 @@ class Worker:
     def note_files(self) -> None:
         """Take the workspace as it is now as the state before the next cell: files we put there are not the program's."""
         self._changes.note()
+        if self.timeline is not None:
+            self.timeline.files_changed = True
 
     async def branch(self, origin: "Worker", timeline: Timeline, limits: Limits) -> Moved:
         """In place of `start`, `greet` and `remember`: come to life as a branch of another worker's session. Raises SandboxFailed."""
@@ -142,6 +144,8 @@ class Worker:
         leaves nothing behind.
         """
         await self.kept()
+        if self.timeline is not None and self.timeline.files_changed:
+            await self.timeline.settle()
         if self.ended is not None or self._run is not None or not self._greeted:
             raise PlatformError(f"the worker cannot run a cell: {self.ended or 'busy or not greeted'}")
         self._cells += 1
@@ -207,7 +211,7 @@ class Worker:
         moved = await moving
         self._exit = None
         self._outputs.discard()
-        self.note_files()
+        self._changes.note()
         return moved
 
     async def rewind(self, cells: int, *, forward: bool = False) -> Moved:
