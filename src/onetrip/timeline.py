@@ -160,7 +160,11 @@ class Timeline:
             return
         self.sandbox.pin(kept.checkpoint)
         sleeper = Sleeper(self.sandbox, kept.checkpoint, ours)
-        self.past.append(Point(self.cells, sleeper, self.shelf, await self._take()))
+        try:
+            self.past.append(Point(self.cells, sleeper, self.shelf, await self._take()))
+        except BaseException:
+            sleeper.let_go()
+            raise
         while len(self.past) > self.depth + 1:
             self.past.pop(0).let_go()
 
