@@ -4,7 +4,7 @@ The program may have threads and forked children that outlive a cell and still w
 under a lock, by the process that owns the channel, and a display only while its own run is open.
 """
 
-from _socket import AF_UNIX, CMSG_SPACE, MSG_CMSG_CLOEXEC, SCM_RIGHTS, SOCK_SEQPACKET, SOL_SOCKET, socket
+from _socket import AF_UNIX, CMSG_SPACE, MSG_CMSG_CLOEXEC, MSG_DONTWAIT, SCM_RIGHTS, SOCK_SEQPACKET, SOL_SOCKET, socket
 from _thread import allocate_lock
 from collections import deque
 from collections.abc import Mapping
@@ -68,6 +68,14 @@ class Channel:
     def own(self) -> None:
         """In a process that goes on in place of the one that made this: it is the owner."""
         self._pid = getpid()
+
+    def start_over(self) -> None:
+        """Throw away what was meant for a process that is gone, before the host hears that another one goes on."""
+        try:
+            while self._socket.recv(wire.PACKET_BYTES, MSG_DONTWAIT):
+                pass
+        except BlockingIOError:
+            return
 
     def end(self) -> None:
         """Close it."""

@@ -8,12 +8,14 @@ elders (`forking.guard`). What does not come along with memory is mended here: p
 """
 
 import gc
+from _signal import getsignal, signal  # type: ignore[import-not-found]  # no stubs; the C functions: see interrupts.py
 from os import WNOHANG, chdir, close, dup2, environ, getppid, setsid, waitpid
 from posix import _exit as exit_process  # pyright: ignore[reportPrivateUsage]  # its public name is os._exit
 from posix import getpid
 from selectors import DefaultSelector
+from signal import SIG_DFL, SIGCHLD
 from sys import modules
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, cast
 
 from .. import wire
 from . import forking, openfiles, reseed
@@ -22,6 +24,7 @@ from .own import OWN as __builtins__  # noqa: F401  # see own.py
 
 _WORKSPACE: Final = "/workspace"
 _UNRESTRICTED: Final = 71  # exit status (sysexits.h, EX_OSERR)
+_CHILD, _DEFAULT = int(SIGCHLD), int(SIG_DFL)
 
 
 class Session(Protocol):
@@ -43,14 +46,21 @@ def leave(session: Session, channel: Channel, message: wire.Checkpoint) -> None:
         gc.collect()
         gc.freeze()
         files = openfiles.record()
+        openfiles.unlock(files)
+        theirs = _hear_of_children()
         try:
             child = forking.fork()
         except OSError as err:
             why = f"it cannot be forked: {err.strerror or err}"
+            openfiles.lock(files)
+            _hear_as_before(theirs)
         else:
             if child:
                 _sleep(session, channel, command, files)
+                _hear_as_before(theirs)
                 return
+            openfiles.lock(files)
+            _hear_as_before(theirs)
             close(command)
             why = _go_on(session, channel)
             session.touch()
@@ -84,6 +94,19 @@ def _sleep(session: Session, channel: Channel, command_fd: int, files: list[open
             close(fd)
 
 
+def _hear_of_children() -> Any:
+    """While SIGCHLD is ignored, the kernel keeps no exit status for the host to read (wait(2)). Returns how it was handled."""
+    theirs = cast("Any", getsignal(_CHILD))
+    if theirs is not None:  # a handler of a library's, which could not be set again
+        signal(_CHILD, _DEFAULT)
+    return theirs
+
+
+def _hear_as_before(theirs: Any) -> None:
+    if theirs is not None:
+        signal(_CHILD, theirs)
+
+
 def _reap() -> None:
     try:
         while waitpid(-1, WNOHANG)[0]:
@@ -115,6 +138,7 @@ def _rise(session: Session, channel: Channel, message: wire.Spawn, fds: list[int
             note = f"open files that are not in the branch: {', '.join(missing)[:500]}"
     else:
         openfiles.restore(files)
+        channel.start_over()
     refusal = _go_on(session, channel)
     channel.send(wire.Live(getpid(), refusal or note))
     session.touch()
