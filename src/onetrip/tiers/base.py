@@ -5,7 +5,7 @@ Guest and protocol are the same in every tier; nothing above this file knows how
 
 import os
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -85,6 +85,14 @@ class Sandbox(Protocol):
         `sender` is the ancillary data that came with its first message: who it is comes from the kernel, not from the message.
         The process that was live before is a checkpoint now. Raises SandboxFailed when the two do not agree.
         """
+        ...
+
+    def has_others(self) -> bool:
+        """Whether processes run in it beside the live one and checkpoints: such as the program gave away, so that they are nobody's children."""
+        ...
+
+    def mapped(self) -> Collection[str]:
+        """Files of the workspace that the session's process has mapped, so that its stores leave no trace in their times."""
         ...
 
     def kill_live(self) -> None:

@@ -23,6 +23,7 @@ class Processes:
 
     def __init__(self, room: Room, group: cgroup.Group | None, on_end: Callable[[Exit], None], *, live: int = FIRST) -> None:
         self._room, self._group, self._on_end = room, group, on_end
+        self.asleep = 0  # how many checkpoints of it there are
         self._sessions: set[int] = {live} if live else set()  # of processes (setsid(2)): each live one begins its own
         self.live = live  # 0: none
 
@@ -38,6 +39,11 @@ class Processes:
             self.live = pid
         elif pid != self.live:
             raise SandboxFailed("a checkpoint says that it is the session's process")
+
+    def has_others(self) -> bool:
+        """Whether processes of the sandbox run beside the live one; those that were killed just now do not count."""
+        others = self._mine() - {self.live}
+        return bool(others - self._room.are_leaving(others))
 
     def _ended(self, pid: int) -> None:
         if pid == self.live:

@@ -10,7 +10,7 @@ import contextlib
 import os
 import signal
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from socket import SCM_CREDENTIALS, SOL_SOCKET
 from typing import Final
 
@@ -21,8 +21,16 @@ from onetrip.tiers.base import Exit
 FIRST: Final = 2  # init is the first process of the namespace, the runner the second
 CLOSE_S: Final = 10  # killing a process tree takes milliseconds; longer means that the kernel is stuck on it
 _INIT: Final = 1
-_STATE, _PARENT, _SESSION, _START_TIME, _EXIT_CODE = 0, 1, 3, 19, 49  # proc_pid_stat(5), counted from behind the command's name
-_FIRST_VICTIM: Final = b"500"  # proc_pid_oom_score_adj(5): a live process goes before checkpoints
+_STATE, _PARENT, _SESSION, _THREADS, _START_TIME, _EXIT_CODE = (
+    0,
+    1,
+    3,
+    17,
+    19,
+    49,
+)  # proc_pid_stat(5), counted from behind the command's name
+_FIRST_VICTIM, _LAST_VICTIM = b"500", b"0"  # proc_pid_oom_score_adj(5): a live process goes before checkpoints
+_MAPPED_BYTES: Final = 4 << 20  # of a list of mappings; a process has at most 65,530 of them (vm.max_map_count)
 
 
 class Room:
@@ -38,6 +46,7 @@ class Room:
         self._loop = asyncio.get_running_loop()
         self._handles: dict[int, int] = {FIRST: runner}
         self._pinned: collections.Counter[int] = collections.Counter()
+        self._leaving: set[int] = set()  # that we have killed, and nobody has looked for since
         self._at_end: list[Callable[[], None]] = []
 
     # ------------------------------------------------------------------ handles
@@ -62,13 +71,17 @@ class Room:
             raise SandboxFailed("a process gave a number that is not its own")
         self._handles[pid] = handle
         self._loop.add_reader(handle, self._ended, pid, on_end)
+        self._weigh(pid, _FIRST_VICTIM)
+        return True
+
+    def _weigh(self, pid: int, score: bytes) -> None:
+        """For the kernel's choice when memory is at its limit; what the process starts inherits it."""
         with contextlib.suppress(OSError):
             fd = os.open(f"{pid}/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC, dir_fd=self.proc)
             try:
-                os.write(fd, _FIRST_VICTIM)
+                os.write(fd, score)
             finally:
                 os.close(fd)
-        return True
 
     def _ended(self, pid: int, on_end: Callable[[int], None]) -> None:
         self._loop.remove_reader(self._handles[pid])
@@ -77,6 +90,7 @@ class Room:
     def pin(self, pid: int) -> None:
         """A checkpoint that somebody may go back to: `mine` of no sandbox is to end it."""
         self._pinned[pid] += 1
+        self._weigh(pid, _LAST_VICTIM)
 
     def release(self, pid: int) -> None:
         """End a process and forget it, unless it is pinned more than once."""
@@ -86,6 +100,7 @@ class Room:
         self._pinned.pop(pid, None)
         handle = self._handles.pop(pid, -1)
         if handle >= 0:
+            self._leaving.add(pid)
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(handle, signal.SIGKILL)
             self._forget(handle)
@@ -115,9 +130,25 @@ class Room:
         for name in os.listdir(self.proc):
             if name.isdigit() and (pid := int(name)) != _INIT and pid not in self._pinned:
                 fields = self.fields(pid)
-                if fields and fields[_STATE] not in (b"Z", b"X"):
+                # The first thread may have ended before the others: it shows as a zombie, and the process lives.
+                if fields and (fields[_STATE] not in (b"Z", b"X") or int(fields[_THREADS]) > 1):
                     found[pid] = int(fields[_PARENT]), int(fields[_SESSION])
         return found
+
+    def are_leaving(self, running: set[int]) -> set[int]:
+        """Those of them that we have killed just now."""
+        self._leaving &= running
+        return set(self._leaving)
+
+    def mapped(self, pid: int, folder: str) -> set[str]:
+        """Files below `folder` to which a process can write through a mapping, which leaves no trace in their times."""
+        try:
+            fd = os.open(f"{pid}/maps", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self.proc)
+        except OSError:
+            return set()
+        with open(fd, "rb") as file:
+            lines = file.read(_MAPPED_BYTES).splitlines()
+        return set(_shared(lines, f"{folder}/".encode()))
 
     def kill(self, pid: int) -> None:
         """Kill any process of the room, by a descriptor of its folder in /proc: a handle like a pidfd (pidfd_send_signal(2))."""
@@ -171,6 +202,14 @@ def _fields(path: str, dir_fd: int | None) -> list[bytes]:
         return []
     finally:
         os.close(fd)
+
+
+def _shared(lines: list[bytes], below: bytes) -> Iterator[str]:
+    """From proc_pid_maps(5): `7f… rw-s 00000000 00:2f 7 /workspace/name`. A mapping that is for reading may be made one for writing."""
+    for line in lines:
+        fields = line.split(None, 5)
+        if len(fields) == 6 and fields[1].endswith(b"s") and fields[5].startswith(below):
+            yield os.fsdecode(fields[5].removeprefix(below).replace(b"\\012", b"\n"))
 
 
 def _sender(ancillary: Sequence[tuple[int, int, bytes]]) -> int:

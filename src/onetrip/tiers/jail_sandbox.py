@@ -56,9 +56,11 @@ class JailSandbox:
         group: cgroup.Group | None,
         on_close: Callable[[cgroup.Group | None], None],
         on_leave: Callable[[], None] | None = None,
+        asleep: int = 0,
     ) -> None:
         self.id, self.node, self.meta = fixed.name, fixed.node, fixed.meta
         self._fixed, self._limits, self.room, self._group = fixed, limits, room, group
+        self._asleep = asleep  # how many checkpoints there may be
         self._on_close, self._on_leave = on_close, on_leave  # the latter for branches
         self._callback: Callable[[Exit], None] | None = None
         self._closed = self._has_branches = False
@@ -107,7 +109,9 @@ class JailSandbox:
         self.room.users += 1
         self._has_branches = True
         fixed = dataclasses.replace(self._fixed, name=spec.id, meta=spec.meta, branches=f"{folder}/branches")
-        return JailSandbox(fixed, spec.limits, self.room, fds, group=group, on_close=on_close, on_leave=on_leave)
+        return JailSandbox(
+            fixed, spec.limits, self.room, fds, group=group, on_close=on_close, on_leave=on_leave, asleep=spec.asleep
+        )
 
     @property
     def hard_memory(self) -> bool:
@@ -138,9 +142,9 @@ class JailSandbox:
         return int(fields[1]) * page, int(fields[5]) * page
 
     def apply(self, limits: Limits, *, asleep: int = 0, cpus: int = 1) -> None:
-        processes = limits.processes + 1 + asleep  # 1: init
+        self._limits, self._asleep = limits, asleep
         if self._group is not None:
-            self._group.set_limits(memory_bytes=limits.memory_mb * _MIB, processes=processes, cpus=cpus)
+            self._group.set_limits(memory_bytes=limits.memory_mb * _MIB, processes=self._processes_now, cpus=cpus)
         elif self._sampler is not None:
             self._sampler.memory_limit_bytes = limits.memory_mb * _MIB
             if self.room.init >= 0 and self._scratch < 0:
@@ -151,22 +155,49 @@ class JailSandbox:
         # from what the zygote holds already, because the limit is on all private writable memory of the process (setrlimit(2)).
         data_bytes = self._statm()[1] + limits.memory_mb * _MIB * 15 // 16
         wanted = {resource.RLIMIT_FSIZE: file_bytes, resource.RLIMIT_DATA: data_bytes}
-        if self.room.init >= 0:
-            # Per user namespace since Linux 5.14, so it does not count the processes of others; but it counts those of branches,
-            # so where a group holds the limit of each, this one gives way.
-            wanted[resource.RLIMIT_NPROC] = MAX_TASKS if self._group is not None and asleep else processes
         pid = outside_of(self.room.runner)
         for which, value in wanted.items():
             resource.prlimit(pid, which, (value, value))
+        self._bound_processes(pid)
         if _has_ended(self.room.runner):  # then its number may have been another process's already
             raise ProcessLookupError("the guest's process has ended")
-        self._limits = limits
+
+    @property
+    def _processes_now(self) -> int:
+        """The limit with those of ours that are there: init, and checkpoints, which hold the place of one that is to be forked."""
+        return max(self._limits.processes, 2 if self._asleep else 1) + 1 + self._processes.asleep
+
+    def _bound_processes(self, pid: int) -> None:
+        """Let the process, and what it forks, have as many as the limit says beside ours. Raises OSError."""
+        if self.room.init < 0:
+            return
+        # Per user namespace since Linux 5.14, so it does not count the processes of others; but it counts those of branches, so
+        # where a group holds the limit of each, this one gives way. The hard limit can only be lowered.
+        if self._group is not None and self._asleep:
+            resource.prlimit(pid, resource.RLIMIT_NPROC, (MAX_TASKS, MAX_TASKS))
+        else:
+            resource.prlimit(pid, resource.RLIMIT_NPROC, (self._processes_now, self._limits.processes + 1 + self._asleep))
 
     def follow(self, live: int, sender: Sequence[tuple[int, int, bytes]]) -> None:
         self._processes.follow(live, sender)
-        if self._on_leave is not None and self._group is not None:
-            self._group.adopt(outside_of(self._processes.handle))
         self._exit = None
+        with contextlib.suppress(OSError):  # it has ended, which is told of elsewhere
+            if self._on_leave is not None and self._group is not None:
+                self._group.adopt(outside_of(self._processes.handle))
+            self._bound_processes(outside_of(self._processes.handle))
+
+    def _count_asleep(self, more: int) -> None:
+        self._processes.asleep += more
+        if self._group is not None and not self._closed:
+            with contextlib.suppress(OSError):
+                self._group.set_limits(memory_bytes=self._limits.memory_mb * _MIB, processes=self._processes_now)
+
+    def has_others(self) -> bool:
+        return not self._closed and self._processes.has_others()
+
+    def mapped(self) -> set[str]:
+        folder = mounts.WORKSPACE if self._on_leave is None else f"{os.path.dirname(self._fixed.branches)}/workspace"
+        return set() if self._closed else self.room.mapped(self._processes.live, folder)
 
     def kill_live(self) -> None:
         if not self._closed:
@@ -177,9 +208,11 @@ class JailSandbox:
 
     def pin(self, pid: int) -> None:
         self.room.pin(pid)
+        self._count_asleep(1)
 
     def release(self, pid: int) -> None:
         self.room.release(pid)
+        self._count_asleep(-1)
 
     def interrupt(self) -> None:
         with contextlib.suppress(ProcessLookupError, OSError):
