@@ -60,6 +60,12 @@ class Conversation:
             self._loop.remove_writer(self._sandbox.channel.fileno())
         self.wake()
 
+    def fall(self, reason: str) -> None:
+        """The session's process is gone or of no use, and another one will speak in its place."""
+        if self.fallen is None:
+            self.fallen = reason
+        self.wake()
+
     def hear_out(self) -> None:
         """Take what is in the channel already: the last words of a process. The end of file need not come: a child may hold it open."""
         for _ in range(MAX_LAST_PACKETS // PACKETS_AT_ONCE):

@@ -155,9 +155,6 @@ class LocalEngine:
         made: list[str] = []
         async with self._turn(session):
             try:
-                await session.worker.kept()
-                if session.worker.timeline is not None:
-                    await session.worker.timeline.settle()
                 while len(made) < count:
                     made.append(await self._branch(session, pool))
             except BaseException:
@@ -223,6 +220,7 @@ class LocalEngine:
     async def _turn(self, session: _Session) -> AsyncGenerator[None]:
         """Wait for the cells before to end. Raises SessionGone."""
         async with session.turn:
+            await session.worker.kept()
             if session.gone is None and session.worker.ended is not None:  # between two cells
                 await self._lose(session, session.worker.ended)
             if session.gone is not None:

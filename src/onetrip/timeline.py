@@ -53,6 +53,10 @@ class Link(Protocol):
         ...
 
 
+class _CheckpointFailed(SandboxFailed):
+    """Nothing can go on from this checkpoint; perhaps from another one."""
+
+
 @dataclass(eq=False, slots=True)
 class Sleeper:
     """One checkpoint process. Points of several sessions, branches of each other, may need it."""
@@ -127,10 +131,14 @@ class Timeline:
         self._keeping = asyncio.ensure_future(self.keep())
 
     async def kept(self) -> None:
-        """Until that is done. Raises what `keep` raises."""
-        keeping, self._keeping = self._keeping, None
-        if keeping is not None:
-            await keeping
+        """Until that is done. Raises what `keep` raises. A caller that is cancelled does not end it: the guest would be left half-way."""
+        if (keeping := self._keeping) is None:
+            return
+        try:
+            await asyncio.shield(keeping)
+        finally:
+            if keeping.done():
+                self._keeping = None
 
     async def keep(self) -> None:
         """Make a checkpoint of the present. What stands in the way is said in `note`. Raises SandboxFailed when the guest is lost."""
@@ -172,7 +180,8 @@ class Timeline:
         """The files as they are now."""
         self.files_changed = False
         last = next((point.shot for point in reversed(self.past) if point.shelf is self.shelf), None)
-        return await asyncio.to_thread(self.shelf.take, self.sandbox.workspace, owner=self.owner, before=last)
+        mapped = self.sandbox.mapped()
+        return await asyncio.to_thread(self.shelf.take, self.sandbox.workspace, owner=self.owner, before=last, always=mapped)
 
     async def settle(self) -> None:
         """Before a cell: files that the caller wrote since belong to the state before it."""
@@ -185,6 +194,9 @@ class Timeline:
         """Drop the oldest checkpoints while memory is short; why there can be none at all."""
         if (why := self.sandbox.checkpoint_obstacle) is not None:
             return f"no checkpoint: {why}"
+        if self.sandbox.has_others():
+            # They could reach the checkpoint, and what it would go back to is not what they go on with.
+            return "no checkpoint: other processes of the program are alive"
         while (used := self.sandbox.read_usage(exact=True).memory_bytes) * MEMORY_SHARE > self.memory_bytes:
             if not self.past:
                 return (
@@ -208,7 +220,7 @@ class Timeline:
             )
         while self.past[-1] is not target:
             self.future.append(self.past.pop())
-        return await self._go_to(target)
+        return await self._go_to_latest()
 
     async def redo(self, cells: int) -> Moved:
         """Take back an `undo`. Raises BadRequest when something new has run since, or there is nothing."""
@@ -220,14 +232,31 @@ class Timeline:
         target = self.cells + cells
         while self.future and self.future[-1].cells <= target:
             self.past.append(self.future.pop())
-        return await self._go_to(self.past[-1])
+        return await self._go_to_latest()
 
     async def go_back(self) -> Moved:
         """The live process is gone, or what it did is not wanted: back to the latest point. Raises SandboxFailed; the session is lost."""
         lost = self.cells - self.past[-1].cells
-        moved = await self._go_to(self.past[-1])
+        moved = await self._go_to_latest()
         if lost > 1:
             more = f"{lost - 1} cells before it are lost, too: they had no checkpoint"
+            moved.note = f"{more}; {moved.note}" if moved.note else more
+        return moved
+
+    async def _go_to_latest(self) -> Moved:
+        """Go to the latest point in `past`, or, where its checkpoint fails, to the one before: programs can reach none but their own."""
+        wanted, why = self.past[-1].cells, ""
+        while True:
+            try:
+                moved = await self._go_to(self.past[-1])
+                break
+            except _CheckpointFailed as err:
+                if len(self.past) == 1:
+                    raise
+                why = str(err)
+                self.past.pop().let_go()
+        if moved.cells < wanted:
+            more = f"{wanted - moved.cells} more cells are lost: {why}"
             moved.note = f"{more}; {moved.note}" if moved.note else more
         return moved
 
@@ -254,8 +283,11 @@ class Timeline:
                 for packet in wire.packets(wire.Spawn(donation is not None, workspace)):
                     socket.send_fds(sleeper.command, [packet], () if donation is None else donation.fds)
             except OSError as err:
-                raise SandboxFailed(f"the checkpoint is gone: {err.strerror}") from err
-            return await self.link.wait_live(sleeper.command)
+                raise _CheckpointFailed(f"the checkpoint is gone: {err.strerror}") from err
+            try:
+                return await self.link.wait_live(sleeper.command)
+            except SandboxFailed as err:
+                raise _CheckpointFailed(str(err)) from err
 
     # ------------------------------------------------------------------ branches
 
@@ -275,11 +307,9 @@ class Timeline:
     # ------------------------------------------------------------------ letting go
 
     async def aclose(self) -> None:
-        """Let go of every point."""
-        if self._keeping is not None:
-            self._keeping.cancel()
-            with contextlib.suppress(asyncio.CancelledError, SandboxFailed):
-                await self.kept()
+        """Let go of every point. Precondition: the link has ended, so a checkpoint that is being made soon is, or never will be."""
+        with contextlib.suppress(SandboxFailed):
+            await self.kept()
         for points in (self.past, self.future):
             while points:
                 points.pop().let_go()

@@ -47,9 +47,7 @@ class Worker:
     def __init__(self, sandbox: Sandbox) -> None:
         self.sandbox = sandbox
         self._loop = asyncio.get_running_loop()
-        self.talk = Conversation(
-            sandbox, before_packet=self._before_packet, on_message=self._received, on_end=self._channel_ended
-        )
+        self.talk = Conversation(sandbox, before_packet=self._drain, on_message=self._received, on_end=self._channel_ended)
         self.timeline: Timeline | None = None
         self.note: str | None = None  # why there is none, if there should be
         self.workspace = files.Workspace(sandbox.workspace)
@@ -124,12 +122,17 @@ class Worker:
         timeline.keep_soon()
 
     async def kept(self) -> None:
-        """Until the checkpoint of the present is made, or cannot be."""
+        """Until the present is kept as it is, or cannot be. Afterwards the worker may have ended."""
         if self.timeline is not None:
             try:
                 await self.timeline.kept()
+                await self.timeline.settle()
             except SandboxFailed as err:
-                self._end(str(err))
+                if self.ended is None and self.timeline.past:
+                    self.talk.fall(str(err))  # the next cell finds it so, and the session goes back
+                    self.sandbox.kill_live()
+                else:
+                    self._end(str(err))
 
     # ------------------------------------------------------------------ running
 
@@ -144,8 +147,6 @@ class Worker:
         leaves nothing behind.
         """
         await self.kept()
-        if self.timeline is not None and self.timeline.files_changed:
-            await self.timeline.settle()
         if self.ended is not None or self._run is not None or not self._greeted:
             raise PlatformError(f"the worker cannot run a cell: {self.ended or 'busy or not greeted'}")
         self._cells += 1
@@ -157,7 +158,8 @@ class Worker:
             yield model.Started(run_id)
             source, inputs = cell.code.encode(), json.dumps(cell.inputs).encode()
             message = wire.Execute(secrets.token_hex(8), self._cells, cell.final, (source, inputs))
-            await self.talk.send(self.talk.protocol.execute(message))
+            if self.talk.silent is None:  # else it ended between two cells
+                await self.talk.send(self.talk.protocol.execute(message))
             while run.account is None and self.talk.silent is None:
                 while self._events:
                     yield self._events.take()
@@ -188,10 +190,9 @@ class Worker:
     async def _after(self, run: Run, result: Result, *, undo_errors: bool) -> Result:
         """Go back to the state before the cell where it did not leave one, or is not to; and say so."""
         timeline = self.timeline
-        if timeline is None and self.note is not None and result.session.survived:
-            return msgspec.structs.replace(result, session=model.SessionState(survived=True, note=self.note))
         if timeline is None or self.ended is not None:
-            return result
+            note = result.session.note or self.note
+            return msgspec.structs.replace(result, session=model.SessionState(result.session.survived, note=note))
         unwanted = undo_errors and result.status == "failed"
         if not (timeline.past and (self.talk.fallen is not None or unwanted)):
             note = result.session.note or (None if run.has_checkpoint else timeline.note)
@@ -216,9 +217,6 @@ class Worker:
 
     async def rewind(self, cells: int, *, forward: bool = False) -> Moved:
         """Undo so many cells, or with `forward` take back as much of an undo. Raises BadRequest, SandboxFailed (the session is lost)."""
-        await self.kept()
-        if self.ended is not None or self._run is not None:
-            raise PlatformError(f"the worker cannot go back: {self.ended or 'busy'}")
         if self.timeline is None:
             raise BadRequest("this session keeps no checkpoints", hint="Open one with `checkpoints` above 0.", field="cells")
         self._watchdog.stop()
@@ -278,10 +276,10 @@ class Worker:
 
     # ------------------------------------------------------------------ reading
 
-    def _before_packet(self) -> None:
+    def _drain(self) -> None:
+        """What was printed before a message is in the pipes already; what is printed after a display comes only when the guest
+        sees that we have taken it. So the order is: pipes, then packet."""
         if self._run is not None:
-            # What was printed before a message is in the pipes already; what is printed after a display comes only when
-            # the guest sees that we have taken it. So the order is: pipes, then packet.
             self._outputs.drain()
 
     def _channel_ended(self, reason: str, is_violation: bool) -> None:
@@ -331,8 +329,7 @@ class Worker:
         if how.lost is None:
             self.talk.hear_out()
         if how.lost is None and self.ended is None and self.timeline is not None and self.timeline.past:
-            self.talk.fallen = "the guest's process ended"
-            self.talk.wake()
+            self.talk.fall("the guest's process ended")
         else:
             self._end(how.lost or "the guest's process ended")
 

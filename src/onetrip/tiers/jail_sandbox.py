@@ -209,6 +209,12 @@ class JailSandbox:
     def pin(self, pid: int) -> None:
         self.room.pin(pid)
         self._count_asleep(1)
+        if self.room.init >= 0 and self._group is None and (handle := self.room.handle(pid)) >= 0:
+            most = self._limits.processes + 1 + self._asleep
+            with contextlib.suppress(
+                OSError
+            ):  # it never runs a program, and has to be able to fork when there are more of its kind
+                resource.prlimit(outside_of(handle), resource.RLIMIT_NPROC, (most, most))
 
     def release(self, pid: int) -> None:
         self.room.release(pid)
