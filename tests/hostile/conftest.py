@@ -8,13 +8,15 @@ import onetrip
 
 # What a program needs to speak to the host in the guest's place: the open run's nonce, and packets of the protocol.
 LIAR = textwrap.dedent("""
-    import gc, json, os, signal, socket, struct, sys, threading, time
+    import json, os, signal, socket, struct, sys, threading, time
 
     def nonce():
-        for found in gc.get_objects():
-            if type(found).__name__ == "Channel" and getattr(found, "_run", None):
-                return found._run
-        raise LookupError("the guest hides its channel")
+        for frame in sys._current_frames().values():
+            while frame is not None:
+                if hasattr(frame.f_locals.get("execute"), "run"):
+                    return frame.f_locals["execute"].run
+                frame = frame.f_back
+        raise LookupError("the guest hides its message")
 
     def packet(header, *parts, flags=3, lengths=None):
         body = b"".join(parts)
@@ -54,5 +56,13 @@ def bystander(ot):
 def liar(ot, bystander):
     """A session whose program knows how to lie."""
     with ot.session(limits=onetrip.Limits(wall_s=5, output_mb=2)) as session:
+        assert session.run(LIAR).ok
+        yield session
+
+
+@pytest.fixture
+def mortal_liar(ot, bystander):
+    """The same without checkpoints: it ends with its process."""
+    with ot.session(limits=onetrip.Limits(wall_s=5, output_mb=2), checkpoints=0) as session:
         assert session.run(LIAR).ok
         yield session

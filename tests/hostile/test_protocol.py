@@ -119,48 +119,103 @@ def test_a_child_that_kept_the_channel_cannot_answer_for_a_later_cell(liar):
     assert result.text is None
 
 
+ENDS = [
+    "send(b'\\x01' + struct.pack('>II', 100, 100) + b'{'); os._exit(0)",
+    "os.dup2(0, 3); 1",
+    "os.execv('/bin/sh', ['sh', '-c', 'exec 3>&-; exit 1'])",
+    "os._exit(0)",
+    "os.kill(os.getpid(), signal.SIGSEGV)",
+]
+HANG_UPS = ["os.close(3); time.sleep(60)", "os.execv('/bin/sh', ['sh', '-c', 'sleep 60'])"]
+SHUT = "socket.socket(fileno=3).shutdown(socket.SHUT_RDWR); time.sleep(60)"
+
+
 @pytest.mark.spec("ISO-13")
-@pytest.mark.parametrize(
-    ("end", "kind"),
-    [
-        ("send(b'\\x01' + struct.pack('>II', 100, 100) + b'{'); os._exit(0)", "ProcessDied"),
-        ("os.close(3); time.sleep(60)", "ProcessDied"),
-        ("socket.socket(fileno=3).shutdown(socket.SHUT_RDWR); time.sleep(60)", "ProcessDied"),
-        ("os.dup2(0, 3); 1", "ProcessDied"),
-        ("os.execv('/bin/sh', ['sh', '-c', 'sleep 60'])", "ProcessDied"),
-        ("os._exit(0)", "ProcessDied"),
-        ("os.kill(os.getpid(), signal.SIGSEGV)", "ProcessDied"),
-    ],
-)
-def test_a_guest_that_dies_or_hangs_up_is_a_failed_run(liar, end, kind):
-    result = liar.run(end)
-    assert outcome(result) == ("failed", kind, False)
+@pytest.mark.parametrize("end", [*ENDS, *HANG_UPS, SHUT])
+def test_a_guest_that_dies_or_hangs_up_is_a_failed_run(mortal_liar, end):
+    result = mortal_liar.run(end)
+    assert outcome(result) == ("failed", "ProcessDied", False)
     assert result.usage.wall_ms < 3000
 
 
+@pytest.mark.spec("ISO-13", "UND-07")
+@pytest.mark.parametrize("end", ENDS)
+def test_a_guest_that_dies_is_taken_back(liar, end):
+    assert liar.run("kept = 1").ok
+    result = liar.run(f"kept = 2\n{end}")
+    assert (*outcome(result), result.session.rolled_back) == ("failed", "ProcessDied", True, True)
+    assert result.usage.wall_ms < 3000
+    assert liar.run("kept").value == 1
+
+
+@pytest.mark.slow
+@pytest.mark.spec("ISO-13", "UND-01")
+@pytest.mark.parametrize("end", HANG_UPS)
+def test_a_guest_that_hangs_up_and_lives_is_taken_back_when_its_time_is_over(liar, end):
+    """Its checkpoint has the channel open, too, so the host hears nothing of it."""
+    assert liar.run("kept = 1").ok
+    result = liar.run(f"kept = 2\n{end}", timeout_s=0.2)
+    assert (result.status, result.limit.name, result.session.rolled_back) == ("limit_exceeded", "wall", True)
+    assert liar.run("kept").value == 1
+
+
+@pytest.mark.spec("ISO-13", "UND-19")
+def test_a_channel_that_was_shut_down_is_shut_for_the_checkpoints_too(liar):
+    """It is one socket. Nobody is harmed but the session."""
+    assert outcome(liar.run(SHUT)) == ("failed", "ProcessDied", False)
+    with pytest.raises(SessionGone):
+        liar.run("1")
+
+
+CHILD_KEEPS = """
+    import ctypes
+    if ctypes.CDLL(None).fork() == 0:  # not os.fork, in which the guest lets go of the channel
+        ctypes.CDLL(None).sleep(60)
+    os._exit(3)
+"""
+
+
 @pytest.mark.spec("ISO-13")
-def test_a_child_that_keeps_the_channel_open_does_not_hide_the_end_of_its_parent(liar):
-    program = """
-        import ctypes
-        if ctypes.CDLL(None).fork() == 0:  # not os.fork, in which the guest lets go of the channel
-            ctypes.CDLL(None).sleep(60)
-        os._exit(3)
-    """
-    result = liar.run(textwrap.dedent(program))
+def test_a_child_that_keeps_the_channel_open_does_not_hide_the_end_of_its_parent(mortal_liar):
+    result = mortal_liar.run(textwrap.dedent(CHILD_KEEPS))
     assert outcome(result) == ("failed", "ProcessDied", False)
     assert "status 3" in result.error.message
     assert result.usage.wall_ms < 3000
 
 
+@pytest.mark.spec("ISO-13", "UND-18")
+def test_a_child_that_keeps_the_channel_open_ends_with_the_cell_that_is_taken_back(liar):
+    result = liar.run(textwrap.dedent(CHILD_KEEPS))
+    assert (*outcome(result), result.session.rolled_back) == ("failed", "ProcessDied", True, True)
+    assert "status 3" in result.error.message
+    assert result.usage.wall_ms < 3000
+    assert liar.run("'ctypes' in globals()").value is False
+
+
+LAST_BREATH = "kept = 2\ndone(FINE)\nos._exit(0)"
+
+
 @pytest.mark.spec("ISO-13")
-def test_an_answer_given_with_the_last_breath_counts(liar):
-    result = liar.run("done(FINE)\nos._exit(0)")
+def test_an_answer_given_with_the_last_breath_counts(mortal_liar):
+    result = mortal_liar.run(LAST_BREATH)
     assert (result.status, result.text) == ("completed", "forged")
     # The answer may be read before the process is gone, so whether the session survived is known with the next cell at the latest.
     with contextlib.suppress(SessionGone):
-        assert not liar.run("1").session.survived
+        assert not mortal_liar.run("1").session.survived
     with pytest.raises(SessionGone):
-        liar.run("1")
+        mortal_liar.run("1")
+
+
+@pytest.mark.spec("ISO-13", "UND-14")
+def test_an_answer_given_with_the_last_breath_counts_and_the_state_is_that_before(liar):
+    """Whether the process lives is known at once or with the next cell, which then says that the session went back."""
+    assert liar.run("kept = 1").ok
+    result = liar.run(LAST_BREATH)
+    assert (result.status, result.text, result.session.survived) == ("completed", "forged", True)
+    after = liar.run("kept")
+    assert after.session.survived is True
+    assert [result.session.rolled_back, after.session.rolled_back] in ([True, False], [False, True])
+    assert liar.run("kept").value == 1
 
 
 @pytest.mark.spec("ISO-13")
@@ -171,19 +226,26 @@ def test_an_empty_packet_is_an_end(liar):
 
 
 @pytest.mark.spec("ISO-13", "LIM-09")
-def test_never_answering_ends_with_the_wall_limit(liar):
-    result = liar.run("signal.signal(signal.SIGINT, signal.SIG_IGN)\nwhile True: time.sleep(1)", timeout_s=0.3)
-    assert (result.status, result.limit.name, result.session.survived) == ("limit_exceeded", "wall", False)
+def test_never_answering_ends_with_the_wall_limit(liar, mortal_liar):
+    for session, survives in ((liar, True), (mortal_liar, False)):
+        result = session.run("signal.signal(signal.SIGINT, signal.SIG_IGN)\nwhile True: time.sleep(1)", timeout_s=0.3)
+        assert (result.status, result.limit.name, result.session.survived) == ("limit_exceeded", "wall", survives)
+        assert result.session.rolled_back is survives
 
 
 @pytest.mark.spec("ISO-13")
-def test_a_guest_that_stops_reading_does_not_hold_up_the_host(liar):
-    stop = "if os.fork() == 0:\n    parent = os.getpid() - 1\n    time.sleep(0.3)\n    [os.kill(p, signal.SIGSTOP) for p in range(2, 4) if p != os.getpid()]\n    os._exit(0)"
-    liar.run(stop)
+@pytest.mark.parametrize("keeps", [True, False])
+def test_a_guest_that_stops_reading_does_not_hold_up_the_host(liar, mortal_liar, keeps):
+    session = liar if keeps else mortal_liar
+    stop = "if os.fork() == 0:\n    time.sleep(0.3)\n    os.kill(os.getppid(), signal.SIGSTOP)\n    os._exit(0)"
+    session.run(stop)
     time_before = time.monotonic()
-    result = liar.run("time.sleep(1)  #" + "x" * 8_000_000, timeout_s=1.5)
-    assert (result.status, result.limit.name, result.session.survived) == ("limit_exceeded", "wall", False)
+    result = session.run("time.sleep(1)  #" + "x" * 8_000_000, timeout_s=1.5)
+    assert (result.status, result.limit.name) == ("limit_exceeded", "wall")
+    assert (result.session.survived, result.session.rolled_back) == (keeps, keeps)
     assert time.monotonic() - time_before < 6
+    if keeps:  # what it did not read, nobody reads after it
+        assert session.run("'FINE' in globals()").value is True
 
 
 @pytest.mark.spec("CEL-10", "ISO-13")
@@ -249,10 +311,14 @@ def test_a_flood_of(ot, liar, bystander, flood):
         slowest = max(slowest, time.monotonic() - began)
     thread.join()
     assert results[0].status in ("limit_exceeded", "failed")
-    assert results[0].session.survived is False
+    is_violation = flood == "pieces of a frame that never ends"
+    assert (results[0].session.survived, results[0].session.rolled_back) == (not is_violation, not is_violation)
     assert slowest < 2
     assert resident_bytes() - before < 100 << 20
     assert results[0].usage.wall_ms < 8000
+    if not is_violation:
+        result = liar.run("'FINE' in globals()")  # nothing of the flood is left in the channel
+        assert (result.value, result.displays, result.stdout) == (True, (), "")
 
 
 def resident_bytes() -> int:
@@ -261,7 +327,8 @@ def resident_bytes() -> int:
 
 
 @pytest.mark.spec("ISO-13", "ISO-08")
-def test_descriptors_that_a_guest_sends_do_not_arrive(liar):
+def test_descriptors_that_a_guest_sends_do_not_arrive(mortal_liar):
+    """Without checkpoints, each of which is a socket and a handle here."""
     before = len(os.listdir("/proc/self/fd"))
     program = """
         end = socket.socket(fileno=os.dup(3))
@@ -270,7 +337,7 @@ def test_descriptors_that_a_guest_sends_do_not_arrive(liar):
             socket.send_fds(end, [raw], [0] * 20)
         'sent'
     """
-    result = liar.run(textwrap.dedent(program))
+    result = mortal_liar.run(textwrap.dedent(program))
     assert (result.status, len(result.displays)) == ("completed", 50)
     assert len(os.listdir("/proc/self/fd")) == before
 
