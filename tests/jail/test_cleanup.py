@@ -258,7 +258,7 @@ def test_ctrl_c_in_the_caller_ends_the_program(temporary):
 @pytest.mark.spec("END-01")
 def test_the_last_event_comes_after_the_end_is_certain():
     """When `Done` says that the session is gone, its processes are."""
-    with onetrip.local(warm=0) as ot, ot.session() as session:
+    with onetrip.local(warm=0) as ot, ot.session(checkpoints=0) as session:
         for event in session.stream(FORKS + "os._exit(1)"):
             if isinstance(event, Done):
                 assert event.result.session.survived is False

@@ -184,7 +184,19 @@ def test_no_variable_of_the_host_is_there(monkeypatch, value):
 
 
 @pytest.mark.spec("ISO-03")
-def test_only_its_own_processes_are_in_sight(session, value):
+def test_only_its_own_processes_are_in_sight(ot, value):
+    with ot.session(checkpoints=0) as session:
+        sees_only_itself(session, value)
+
+
+@pytest.mark.spec("ISO-03", "UND-17")
+def test_its_checkpoints_are_in_sight_and_nobody_else(session, value):
+    for number in range(3):
+        seen, own, parent = value(session, "import os; [int(p) for p in os.listdir('/proc') if p.isdigit()], os.getpid(), os.getppid()")
+        assert (len(seen), max(seen), sorted(seen)[-2]) == (number + 2, own, parent)
+
+
+def sees_only_itself(session, value):
     assert value(session, "import os; [p for p in os.listdir('/proc') if p.isdigit()] == [str(os.getpid())]")
     assert value(session, "os.getppid()") == 0
     child = "import subprocess; int(subprocess.run(['sh', '-c', 'echo $PPID'], capture_output=True).stdout) == os.getpid()"
@@ -361,7 +373,7 @@ def test_init_cannot_be_killed_traced_or_read(session, value):
 
 @pytest.mark.spec("ISO-09", "ISO-03")
 def test_killing_everything_it_may_kill_hits_nobody_else(ot, value):
-    with ot.session() as one, ot.session() as other:
+    with ot.session(checkpoints=0) as one, ot.session() as other:
         value(other, "kept = 'here'; 1")
         program = """
             import os, signal, subprocess

@@ -30,8 +30,7 @@ def test_an_endless_loop_is_interrupted_and_the_session_goes_on(session, value):
     assert value(session, "kept") == 1
 
 
-@pytest.mark.spec("LIM-01", "LIM-08")
-@pytest.mark.parametrize(
+DEAF = pytest.mark.parametrize(
     "program",
     [
         pytest.param(
@@ -50,8 +49,25 @@ def test_an_endless_loop_is_interrupted_and_the_session_goes_on(session, value):
         ),
     ],
 )
+
+
+@pytest.mark.slow
+@pytest.mark.spec("LIM-01", "LIM-08", "UND-01")
+@DEAF
+def test_what_cannot_be_interrupted_is_taken_back(session, value, program):
+    value(session, "kept = 1; None")
+    began = time.monotonic()
+    result = session.run(f"kept = 2\n{program}", timeout_s=0.3)
+    assert (*hit(result), result.session.rolled_back) == ("limit_exceeded", "wall", True, True)
+    assert time.monotonic() - began < 5
+    assert value(session, "kept") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.spec("LIM-01", "LIM-08", "UND-21")
+@DEAF
 def test_what_cannot_be_interrupted_is_killed(ot, program):
-    with ot.session() as session:
+    with ot.session(checkpoints=0) as session:
         began = time.monotonic()
         result = session.run(program, timeout_s=0.3)
         assert hit(result) == ("limit_exceeded", "wall", False)
@@ -80,18 +96,21 @@ def test_interrupt_is_ctrl_c(session, value):
 
 
 @pytest.mark.spec("LIM-09")
-def test_an_interrupt_that_is_ignored_kills_after_the_grace_period(session):
+@pytest.mark.parametrize("checkpoints", [8, 0])
+def test_an_interrupt_that_is_ignored_kills_after_the_grace_period(ot, checkpoints):
     program = (
         "import signal, time\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\nprint('on', flush=True)\nwhile True: time.sleep(1)"
     )
-    for event in session.stream(program):
-        if isinstance(event, Stdout):
-            session.interrupt()
-            began = time.monotonic()
-        if isinstance(event, Done):
-            result = event.result
-    assert (result.status, result.session.survived) == ("interrupted", False)
-    assert 0.9 < time.monotonic() - began < 5
+    with ot.session(checkpoints=checkpoints) as session:
+        for event in session.stream(program):
+            if isinstance(event, Stdout):
+                session.interrupt()
+                began = time.monotonic()
+            if isinstance(event, Done):
+                result = event.result
+        assert 0.9 < time.monotonic() - began < 5
+    survives = checkpoints > 0
+    assert (result.status, result.session.survived, result.session.rolled_back) == ("interrupted", survives, survives)
 
 
 @pytest.mark.spec("LIM-09")
