@@ -66,7 +66,6 @@ class Worker:
 
     @property
     def ended(self) -> str | None:
-        """Why nothing more can run."""
         return self.talk.ended
 
     async def start(self) -> None:
@@ -191,8 +190,8 @@ class Worker:
         """Go back to the state before the cell where it did not leave one, or is not to; and say so."""
         timeline = self.timeline
         if timeline is None or self.ended is not None:
-            note = result.session.note or self.note
-            return msgspec.structs.replace(result, session=model.SessionState(result.session.survived, note=note))
+            session = model.SessionState(result.session.survived, note=result.session.note or self.note)
+            return msgspec.structs.replace(result, session=session)
         unwanted = undo_errors and result.status == "failed"
         if not (timeline.past and (self.talk.fallen is not None or unwanted)):
             note = result.session.note or (None if run.has_checkpoint else timeline.note)
@@ -242,8 +241,8 @@ class Worker:
         """End the sandbox and everything in it. Blocks until that is certain."""
         if self._closed:
             return
-        if self._run is not None:
-            self._run.stopped = self._run.stopped or "interrupt"  # the caller's wish and no fault of the program's
+        if self._run is not None and self._run.stopped is None:
+            self._run.stopped = "interrupt"  # the caller's wish and no fault of the program's
         self._end("closed")
         self._closed = True
         if self.timeline is not None:

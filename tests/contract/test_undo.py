@@ -540,7 +540,7 @@ def test_a_session_that_is_closed_leaves_no_checkpoint(ot):
         assert session.run("n = 1").ok
         assert session.run("n = 2").ok
         worker = session._async.engine._sessions[session.id].worker  # to see the processes from outside
-        proc = os.dup(worker.sandbox._proc)
+        proc = os.dup(worker.sandbox.room.proc)
         alive = sorted(int(name) for name in os.listdir(proc) if name.isdigit())
         assert len(alive) >= 3
     assert [name for name in os.listdir(proc) if name.isdigit() and name != "1"] == []  # init may wait for the zygote to reap it

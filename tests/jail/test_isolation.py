@@ -192,7 +192,9 @@ def test_only_its_own_processes_are_in_sight(ot, value):
 @pytest.mark.spec("ISO-03", "UND-17")
 def test_its_checkpoints_are_in_sight_and_nobody_else(session, value):
     for number in range(3):
-        seen, own, parent = value(session, "import os; [int(p) for p in os.listdir('/proc') if p.isdigit()], os.getpid(), os.getppid()")
+        seen, own, parent = value(
+            session, "import os; [int(p) for p in os.listdir('/proc') if p.isdigit()], os.getpid(), os.getppid()"
+        )
         assert (len(seen), max(seen), sorted(seen)[-2]) == (number + 2, own, parent)
 
 

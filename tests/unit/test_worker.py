@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from onetrip import wire, worker
+from onetrip import outputs, wire, worker
 from onetrip.errors import PlatformError, SandboxFailed
 from onetrip.model import (
     Cell,
@@ -66,7 +66,7 @@ class FakeSandbox:
     def isolation(self, held):
         return Isolation("fake", "strict", (*held, "more"))
 
-    def apply(self, limits):
+    def apply(self, limits, **_more):
         if self.ends_before_limits:
             raise ProcessLookupError("the guest's process has ended")
         self.applied = limits
@@ -198,7 +198,7 @@ def test_the_guest_is_told_limits_and_policy_once(play):
     async def test(one, sandbox):
         one.greet(Limits(memory_mb=64), Policy(modules=ModulePolicy(allow=("json",), deny=("os",))))
         hello = await sandbox.receive()
-        assert hello == wire.Hello({"modules": {"allow": ["json"], "deny": ["os"]}})
+        assert hello == wire.Hello({"modules": {"allow": ["json"], "deny": ["os"]}, "threads": 1})
         assert sandbox.applied == Limits(memory_mb=64)
 
     play(test, greet=False)
@@ -389,7 +389,7 @@ def test_a_reader_that_does_not_read_stops_the_program(play):
             except BlockingIOError:
                 idle += 1
             await asyncio.sleep(0.001)
-        assert worker.BUFFER_BYTES < written < worker.BUFFER_BYTES + (1 << 20)
+        assert outputs.BUFFER_BYTES < written < outputs.BUFFER_BYTES + (1 << 20)
         await sandbox.done(message.run)
         read = sum([len(event.text) async for event in events if isinstance(event, Stdout)])
         assert read == written  # and all of it is there when he reads on
