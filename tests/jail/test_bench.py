@@ -7,9 +7,10 @@ import sys
 import pytest
 
 KEYS = [
-    "fork", "oneshot_async", "oneshot_sync", "oneshot_empty", "fork_bare", "oneshot_bare", "session_start", "fork_cpu", "oneshot_cpu", "cpu_ratio",
-    "fork_rate", "oneshot_rate", "rate_ratio", "echo", "echo_async", "warm_async", "warm_sync", "memory", "pipe_once", "print_once", "pipe_lines",
-    "print_lines",
+    "fork", "oneshot_async", "oneshot_sync", "oneshot_empty", "fork_bare", "oneshot_bare", "session_start", "session_start_undo", "fork_cpu",
+    "oneshot_cpu", "cpu_ratio", "fork_rate", "oneshot_rate", "rate_ratio", "echo", "echo_async", "warm_async", "warm_sync", "warm_think",
+    "warm_undo", "undo_ratio", "warm_undo_back", "undo", "rollback", "rewrite", "rewrite_undo", "rewrite_ratio", "fork_frame", "fork_many",
+    "branch_memory", "memory", "memory_undo", "pipe_once", "print_once", "pipe_lines", "print_lines",
 ]  # fmt: skip
 
 
@@ -22,12 +23,15 @@ def test_a_quick_bench_gives_every_figure_and_says_under_what_conditions():
     data = json.loads(done.stdout)
     figures = {measure["key"]: measure for measure in data["measures"]}
     unreadable = any(one["name"] == "memory of idle sessions" for one in data["skipped"])
-    assert list(figures) == [key for key in KEYS if key != "memory" or not unreadable]
+    assert list(figures) == [key for key in KEYS if not (key.partition("_")[0] in {"memory", "branch"} and unreadable)]
     assert all(measure["value"] > 0 and measure["n"] > 0 for measure in figures.values())
     assert figures["cpu_ratio"]["value"] == pytest.approx(figures["oneshot_cpu"]["value"] / figures["fork_cpu"]["value"])
     assert figures["rate_ratio"]["value"] == pytest.approx(figures["oneshot_rate"]["value"] / figures["fork_rate"]["value"])
     # No cell can be faster than the bare echo, no one-shot cheaper than the fork that is in it.
     assert figures["warm_async"]["value"] > figures["echo"]["value"]
     assert figures["oneshot_cpu"]["value"] > figures["fork_cpu"]["value"]
+    assert figures["undo_ratio"]["value"] == pytest.approx(figures["warm_undo"]["value"] / figures["warm_think"]["value"])
+    if not unreadable:  # a checkpoint is a process of its own
+        assert figures["memory_undo"]["value"] > figures["memory"]["value"]
     assert data["conditions"]["cpus"] >= 1
     assert "taking turns" in done.stderr

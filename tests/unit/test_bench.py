@@ -5,15 +5,16 @@ import os
 import subprocess
 import sys
 import time
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
 
-from onetrip.bench import figures, others, peers, proctree, report
+from onetrip.bench import branches, figures, measure, others, peers, proctree, report, undo
 from onetrip.bench.conditions import Conditions
 from onetrip.bench.figures import Figure
 from onetrip.environments import Environment, Interpreter
-from onetrip.errors import BadRequest
+from onetrip.errors import BadRequest, Unavailable
 
 CONDITIONS = Conditions(
     onetrip="0.1.0", when="2026-11-21 09:00", kernel="Linux 6.18", machine="a processor", cpus=2, memory_mb=25_000, python="3.11.2",
@@ -75,6 +76,9 @@ def test_the_bad_side_of_a_rate_is_the_low_one():
         ("rate_ratio", 0.6, "met"),
         ("rate_ratio", 0.2, "missed by 3.00 ×"),
         ("print_once", 49.9, "missed by 1.00 ×"),
+        ("undo_ratio", 1.3, "met"),
+        ("fork_many", 750.0, "missed by 1.50 ×"),
+        ("rewrite_ratio", 9.0, ""),
         ("fork", 9.0, ""),
     ],
 )
@@ -93,12 +97,58 @@ def test_a_ratio_needs_both_of_its_figures():
     assert figures.ratio("r", "a : b", over, Figure("b", "b", "ms", 0.0, 4)) is None
 
 
-def test_the_targets_are_those_of_the_issue():
+def test_the_targets_are_those_of_the_issues():
     assert {target.key: (target.bound, target.at_most) for target in figures.TARGETS} == {
         "oneshot_async": (1.5, True), "oneshot_sync": (1.5, True), "oneshot_empty": (5.0, True), "warm_async": (0.3, True),
-        "warm_sync": (0.3, True), "cpu_ratio": (1.5, True), "rate_ratio": (0.6, False), "memory": (6.0, True),
+        "warm_sync": (0.3, True), "cpu_ratio": (1.5, True), "rate_ratio": (0.6, False), "undo_ratio": (1.3, True),
+        "fork_frame": (10.0, True), "fork_many": (500.0, True), "memory": (6.0, True), "branch_memory": (3.0, True),
         "print_once": (50.0, False), "print_lines": (50.0, False),
     }  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------------------- undo and branches
+
+
+def test_the_cost_of_undo_is_the_ratio_of_two_medians_of_the_same_run():
+    samples = defaultdict(
+        list, warm_think=[1.0, 2.0, 9.0], warm_undo=[3.0, 3.0], rewrite=[100.0], rewrite_undo=[700.0], undo=[4.0]
+    )
+    found = {figure.key: figure for figure in undo.figures(samples, 500) if figure is not None}
+    assert list(found) == ["warm_think", "warm_undo", "undo_ratio", "undo", "rewrite", "rewrite_undo", "rewrite_ratio"]
+    assert (found["undo_ratio"].value, found["undo_ratio"].n, found["undo_ratio"].unit) == (1.5, 2, "×")
+    assert found["rewrite_ratio"] == Figure("rewrite_ratio", "a cell rewrites 500 MB, undo : no undo", "×", 7.0, 1)
+
+
+def test_the_memory_of_a_branch_is_a_mean_of_all_that_lived_at_once():
+    samples = defaultdict(list, fork_frame=[8.0], fork_many=[400.0], branch_memory=[2.5], branch_tables=[0.25])
+    fork, many, memory = branches.figures(samples, 100, 20)
+    assert (fork.value, many.title, many.value) == (8.0, "100 branches of a session, last of all first results", 400.0)
+    assert (memory.value, memory.n, memory.p99, memory.unit) == (2.5, 20, None, "MB")
+    assert memory.note == "mean of n; pandas imported; page tables besides: 0.25 MB"
+
+
+def test_what_was_not_measured_has_no_figure():
+    assert set(undo.figures(defaultdict(list), 500)) == set(branches.figures(defaultdict(list), 100, 20)) == {None}
+
+
+@pytest.mark.parametrize(
+    ("raised", "said"),
+    [
+        (PermissionError(13, "Permission denied"), "the kernel does not let us look: Permission denied"),
+        (Unavailable("no checkpoint: no Landlock here"), "no checkpoint: no Landlock here"),
+    ],
+)
+def test_a_measure_that_this_machine_does_not_have_is_named_with_the_reason(raised, said):
+    taken = measure.Taken()
+    for error in (raised, Unavailable("and so on")):
+        with taken.unless_broken("branches"):
+            raise error
+    assert taken.broken == {"branches": said}
+
+
+def test_a_mistake_of_ours_does_not_pass_for_something_that_cannot_be_measured():
+    with pytest.raises(AttributeError), measure.Taken().unless_broken("branches"):
+        raise AttributeError("fork")
 
 
 # ---------------------------------------------------------------------------------------------------- peers
@@ -224,6 +274,7 @@ def test_an_alternative_that_fails_is_an_error_and_no_fast_sample(environment):
 
 FIGURES = (Figure("warm_async", "warm cell `x += 1`", "ms", 0.25, 100, 0.5, "a|b"), Figure("rate_ratio", "rates", "×", 0.3, 5))
 ROWS = (
+    report.Row("Onetrip, undo", "the same", {"warm": report.Cell(0.75, 1.5, 100)}),
     report.Row("Onetrip", "jailed", {"warm": report.Cell(0.25, 0.5, 100)}),
     report.Row("Jupyter kernel", "not isolated", {"warm": report.Cell(5.0, 9.0, 20)}),
 )
@@ -239,13 +290,22 @@ def test_markdown_has_figures_targets_the_comparison_and_the_conditions():
     assert any("Linux 6.18" in line and "2 CPUs" in line for line in lines)
 
 
+def test_a_run_without_others_has_no_table_of_others():
+    own = report.rows(defaultdict(list, warm_async=[0.3], warm_undo_back=[2.0, 4.0]), [])
+    assert [(row.name, dict(row.tasks)) for row in own] == [
+        ("Onetrip", {"warm": report.Cell(0.3, 0.3, 1)}),
+        ("Onetrip, undo", {"warm": report.Cell(2.0, 4.0, 2)}),
+    ]
+    assert "pick instead" not in report.as_markdown(FIGURES, own, SKIPPED, CONDITIONS)
+
+
 def test_json_holds_the_same_numbers_unrounded():
     data = json.loads(report.as_json(FIGURES, ROWS, SKIPPED, CONDITIONS))
     assert data["measures"][0] == {
         "key": "warm_async", "title": "warm cell `x += 1`", "unit": "ms", "value": 0.25, "n": 100, "p99": 0.5, "note": "a|b",
         "target": 0.3, "at_most": True, "verdict": "met",
     }  # fmt: skip
-    assert data["beside"][1]["tasks"] == {"warm": {"p50": 5.0, "p99": 9.0, "n": 20}}
+    assert data["beside"][2]["tasks"] == {"warm": {"p50": 5.0, "p99": 9.0, "n": 20}}
     assert data["skipped"] == [{"name": "docker", "reason": "`docker` is not installed"}]
     assert data["conditions"]["load_after"] == 1.5
 

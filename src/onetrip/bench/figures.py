@@ -42,7 +42,11 @@ TARGETS: Final[tuple[Target, ...]] = (
     Target("warm_sync", 0.3, at_most=True),
     Target("cpu_ratio", 1.5, at_most=True),
     Target("rate_ratio", 0.6, at_most=False),
+    Target("undo_ratio", 1.3, at_most=True),
+    Target("fork_frame", 10.0, at_most=True),
+    Target("fork_many", 500.0, at_most=True),
     Target("memory", 6.0, at_most=True),
+    Target("branch_memory", 3.0, at_most=True),
     Target("print_once", 50.0, at_most=False),
     Target("print_lines", 50.0, at_most=False),
 )

@@ -9,22 +9,24 @@ import contextlib
 import os
 import statistics
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Final
 
 from onetrip import environments
-from onetrip.errors import BadRequest
+from onetrip.errors import BadRequest, OnetripError
 from onetrip.model import Isolation
 
-from . import conditions, others, report
+from . import branches, conditions, others, report, undo
+from .branches import Branches
 from .figures import Figure, of_samples, ratio
 from .others import Alternative, Skipped
 from .ours import BARE, CELL, PANDAS, PRINT_BYTES, PRINT_LINES, PRINT_ONCE, Ours
 from .peers import Echo, ForkServer
 from .progress import Progress
+from .undo import THINK_S, Rewrite, Undo
 
 ECHO_BYTES: Final = 100  # about what an `Execute` and a `Done` of a small cell have
 
@@ -40,18 +42,56 @@ class Size:
     rate_s: float
     sessions: int  # for the memory
     alternatives: bool
+    thoughts: int  # warm cells with think time before them, per round, with undo and without
+    large_rounds: int  # of what is large: cells that rewrite `rewrite_mb`, `branches` at once
+    rewrite_mb: int
+    branches: int
 
 
-FULL: Final = Size(rounds=25, oneshots=10, cells=50, rate_rounds=5, rate_s=1.5, sessions=20, alternatives=True)
-QUICK: Final = Size(rounds=2, oneshots=3, cells=20, rate_rounds=1, rate_s=0.4, sessions=2, alternatives=False)
+FULL: Final = Size(
+    rounds=25,
+    oneshots=10,
+    cells=50,
+    rate_rounds=5,
+    rate_s=1.5,
+    sessions=20,
+    alternatives=True,
+    thoughts=10,
+    large_rounds=8,
+    rewrite_mb=500,
+    branches=100,
+)
+QUICK: Final = Size(
+    rounds=2,
+    oneshots=3,
+    cells=20,
+    rate_rounds=1,
+    rate_s=0.4,
+    sessions=2,
+    alternatives=False,
+    thoughts=5,
+    large_rounds=1,
+    rewrite_mb=50,
+    branches=10,
+)
 
 
 @dataclass(slots=True)
-class _Taken:
+class Taken:
     """Samples by key, and what broke."""
 
     samples: defaultdict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
-    broken: dict[str, str] = field(default_factory=dict[str, str])  # alternative → why it stopped working on the way
+    broken: dict[str, str] = field(default_factory=dict[str, str])  # alternative, or measure → why it stopped working on the way
+
+    @contextlib.contextmanager
+    def unless_broken(self, what: str) -> Generator[None]:
+        """For a measure that this machine, or this version, may not have: the first failure is noted, the others follow from it."""
+        try:
+            yield
+        except PermissionError as err:
+            self.broken.setdefault(what, f"the kernel does not let us look: {err.strerror}")
+        except OnetripError as err:
+            self.broken.setdefault(what, str(err))
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +126,7 @@ async def run(size: Size, name: str) -> Outcome:
     if not {"numpy", "pandas"} <= {package.partition("==")[0] for package in environment.packages}:
         raise BadRequest(f"the environment {name!r} lacks numpy or pandas, which the bench imports", field="environment")
     load_before = conditions.load()
-    taken = _Taken()
+    taken = Taken()
     with contextlib.ExitStack() as stack, Progress() as progress:
         progress.say("starting what is measured")
         cpus = len(os.sched_getaffinity(0))
@@ -95,9 +135,12 @@ async def run(size: Size, name: str) -> Outcome:
         echo = stack.enter_context(Echo(environment))
         alternatives, skipped = stack.enter_context(others.found(environment)) if size.alternatives else ([], [])
         helpers = {peer.pid for peer in (*forks, bare, echo)} | {pid for other in alternatives for pid in other.pids}
-        async with Ours(name, helpers) as ours:
+        async with Ours(name, helpers) as ours, contextlib.AsyncExitStack() as closing:
             isolation = (await ours.asynchronous.run(BARE, environment=name)).isolation
+            undoing = await closing.enter_async_context(Undo(ours.asynchronous, name))
+            branching = await closing.enter_async_context(Branches(ours.asynchronous, name, helpers))
             batches = _batches(ours, forks[0], bare, echo, alternatives, size, taken)
+            batches += _undo_batches(undoing, branching, size, taken)
             for at in range(size.rounds):
                 progress.step("taking turns", at, size.rounds)
                 for every, batch in batches if at % 2 == 0 else reversed(batches):
@@ -106,11 +149,15 @@ async def run(size: Size, name: str) -> Outcome:
             for at in range(size.rate_rounds):
                 progress.step("throughput", at, size.rate_rounds)
                 await _rates(ours, forks, size, taken, forks_first=at % 2 == 0)
+            async with Rewrite(ours.asynchronous, name, size.rewrite_mb) as rewriting:
+                for at in range(size.large_rounds):
+                    progress.step("much memory, many branches", at, size.large_rounds)
+                    await _large(rewriting, branching, size, taken, undo_first=at % 2 == 0)
             progress.say("memory of idle sessions")
-            await _memory(ours, size.sessions, taken)
+            await _memory(ours, branching, size.sessions, taken)
     skipped += [Skipped(broken, why) for broken, why in taken.broken.items()]
     rows = report.rows(taken.samples, [other for other in alternatives if other.name not in taken.broken])
-    return Outcome(_figures(taken), tuple(rows), tuple(skipped), _conditions(environment, isolation, load_before))
+    return Outcome(_figures(taken, size), tuple(rows), tuple(skipped), _conditions(environment, isolation, load_before))
 
 
 def _conditions(environment: environments.Environment, isolation: Isolation, load_before: float) -> conditions.Conditions:
@@ -121,7 +168,7 @@ Batch = tuple[int, Callable[[], Awaitable[None]]]
 
 
 def _batches(
-    ours: Ours, fork: ForkServer, bare: ForkServer, echo: Echo, alternatives: Sequence[Alternative], size: Size, taken: _Taken
+    ours: Ours, fork: ForkServer, bare: ForkServer, echo: Echo, alternatives: Sequence[Alternative], size: Size, taken: Taken
 ) -> list[Batch]:
     """(In each how many-th round, the measure.)"""
     samples = taken.samples
@@ -141,7 +188,8 @@ def _batches(
         samples["oneshot_sync"] += ours.plain_oneshots(PANDAS, size.oneshots)
         samples["oneshot_bare"] += await ours.oneshots(ours.asynchronous, BARE, size.oneshots)
         samples["oneshot_empty"] += await ours.oneshots(ours.empty, PANDAS, size.oneshots)
-        samples["session_start"].append(await ours.session_start())
+        samples["session_start"].append(await ours.session_start(checkpoints=0))
+        samples["session_start_undo"].append(await ours.session_start(checkpoints=8))
 
     async def cells() -> None:
         samples["echo"] += echo.blocking(size.cells, ECHO_BYTES)
@@ -161,7 +209,36 @@ def _batches(
     return batches
 
 
-def _batch_of(other: Alternative, task: str, measure: Callable[[], list[float]], taken: _Taken) -> Callable[[], Awaitable[None]]:
+def _undo_batches(undoing: Undo, branching: Branches, size: Size, taken: Taken) -> list[Batch]:
+    samples = taken.samples
+
+    async def thoughts() -> None:
+        samples["warm_think"] += await undoing.warm_cells(size.thoughts, undo=False, think_s=THINK_S)
+        samples["warm_undo"] += await undoing.warm_cells(size.thoughts, undo=True, think_s=THINK_S)
+
+    async def back_to_back() -> None:
+        samples["warm_undo_back"] += await undoing.warm_cells(size.thoughts, undo=True, think_s=0)
+
+    async def moves() -> None:
+        samples["undo"].append(await undoing.undo())
+        samples["rollback"].append(await undoing.rollback())
+
+    async def fork() -> None:
+        with taken.unless_broken("fork of a session"):
+            samples["fork_frame"].append(await branching.first_result())
+
+    return [(1, thoughts), (1, back_to_back), (1, moves), (1, fork)]
+
+
+async def _large(rewriting: Rewrite, branching: Branches, size: Size, taken: Taken, *, undo_first: bool) -> None:
+    for has_undo in (undo_first, not undo_first):
+        key = "rewrite_undo" if has_undo else "rewrite"
+        taken.samples[key].append(await rewriting.rewrite(undo=has_undo))
+    with taken.unless_broken(f"{size.branches} branches of a session"):
+        taken.samples["fork_many"].append(await branching.all_results(size.branches))
+
+
+def _batch_of(other: Alternative, task: str, measure: Callable[[], list[float]], taken: Taken) -> Callable[[], Awaitable[None]]:
     async def batch() -> None:
         if other.name in taken.broken:
             return
@@ -174,7 +251,7 @@ def _batch_of(other: Alternative, task: str, measure: Callable[[], list[float]],
     return batch
 
 
-async def _rates(ours: Ours, forks: Sequence[ForkServer], size: Size, taken: _Taken, *, forks_first: bool) -> None:
+async def _rates(ours: Ours, forks: Sequence[ForkServer], size: Size, taken: Taken, *, forks_first: bool) -> None:
     def fork_rate() -> None:
         for fork in forks:
             fork.ask_rate(size.rate_s)
@@ -187,16 +264,18 @@ async def _rates(ours: Ours, forks: Sequence[ForkServer], size: Size, taken: _Ta
         fork_rate()
 
 
-async def _memory(ours: Ours, sessions: int, taken: _Taken) -> None:
-    try:
-        memory, tables = await ours.idle_memory(sessions)
-    except PermissionError as err:
-        taken.broken["memory of idle sessions"] = f"the kernel does not let us look: {err.strerror}"
-    else:
-        taken.samples["memory"], taken.samples["page_tables"] = memory, tables
+async def _memory(ours: Ours, branching: Branches, sessions: int, taken: Taken) -> None:
+    samples = taken.samples
+    with taken.unless_broken("memory of idle sessions"):
+        samples["memory"], samples["page_tables"] = await ours.idle_memory(sessions, checkpoints=0)
+        samples["memory_undo"], samples["page_tables_undo"] = await ours.idle_memory(sessions, checkpoints=8)
+    with taken.unless_broken("memory of branches"):
+        memory, tables = await branching.memory(sessions)
+        samples["branch_memory"].append(memory)
+        samples["branch_tables"].append(tables)
 
 
-def _figures(taken: _Taken) -> tuple[Figure, ...]:
+def _figures(taken: Taken, size: Size) -> tuple[Figure, ...]:
     """In the order of the report."""
 
     def of(key: str, title: str, note: str = "") -> Figure | None:
@@ -206,6 +285,10 @@ def _figures(taken: _Taken) -> tuple[Figure, ...]:
         # The mean, not the median: the clock of /proc counts in ticks of 10 ms, which only even out over all batches.
         batches = taken.samples[key]
         return Figure(key, title, "ms", statistics.fmean(batches), len(batches), None, note) if batches else None
+
+    def memory(key: str, title: str, tables: str) -> Figure | None:
+        beside = statistics.median(taken.samples[tables]) if taken.samples[tables] else 0.0
+        return of_samples(key, title, "MB", taken.samples[key], f"pandas imported; page tables besides: {beside:.2f} MB")
 
     fork_cpu = cpu("fork_cpu", "CPU of one bare fork", "parent and child; mean of n batches, one after the other")
     oneshot_cpu = cpu(
@@ -217,7 +300,6 @@ def _figures(taken: _Taken) -> tuple[Figure, ...]:
         "fork_rate", "bare forks, sustained", "1/s", taken.samples["fork_rate"], "as many forking processes as CPUs"
     )
     oneshot_rate = of_samples("oneshot_rate", "one-shots, sustained", "1/s", taken.samples["oneshot_rate"], "4 callers per CPU")
-    tables = statistics.median(taken.samples["page_tables"]) if taken.samples["page_tables"] else 0.0
     wanted = [
         of("fork", "bare os.fork(), numpy and pandas imported", "fork, run the compiled cell, reap: the limit"),
         of("oneshot_async", "one-shot from the pool, async", "numpy and pandas imported"),
@@ -225,7 +307,8 @@ def _figures(taken: _Taken) -> tuple[Figure, ...]:
         of("oneshot_empty", "one-shot, empty pool", "the same"),
         of("fork_bare", "bare os.fork(), nothing imported", "the limit"),
         of("oneshot_bare", "one-shot from the pool, nothing imported"),
-        of("session_start", "open a session, first result"),
+        of("session_start", "open a session, first result, no undo"),
+        of("session_start_undo", "open a session, first result, undo", "the first cell waits for its checkpoint"),
         fork_cpu,
         oneshot_cpu,
         ratio("cpu_ratio", "CPU, one-shot : bare fork", oneshot_cpu, fork_cpu),
@@ -234,15 +317,12 @@ def _figures(taken: _Taken) -> tuple[Figure, ...]:
         ratio("rate_ratio", "sustained, one-shots : bare forks", oneshot_rate, fork_rate),
         of("echo", "echo over a packet socket, plain", f"{ECHO_BYTES} bytes there and back: the limit"),
         of("echo_async", "echo over a packet socket, asyncio", "the same with an event loop on our side"),
-        of("warm_async", f"warm cell `{CELL}`, async"),
-        of("warm_sync", f"warm cell `{CELL}`, sync"),
-        of_samples(
-            "memory",
-            "private memory of an idle session, pandas imported",
-            "MB",
-            taken.samples["memory"],
-            f"page tables besides: {tables:.2f} MB",
-        ),
+        of("warm_async", f"warm cell `{CELL}`, no undo, async", "one after the other"),
+        of("warm_sync", f"warm cell `{CELL}`, no undo, sync", "the same"),
+        *undo.figures(taken.samples, size.rewrite_mb),
+        *branches.figures(taken.samples, size.branches, size.sessions),
+        memory("memory", "private memory of an idle session, no undo", "page_tables"),
+        memory("memory_undo", "private memory of an idle session, undo", "page_tables_undo"),
         of_samples(
             "pipe_once", "plain Python prints 10 MB at once", "MB/s", taken.samples["pipe_once"], "into a pipe: the limit"
         ),

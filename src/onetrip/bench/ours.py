@@ -44,8 +44,8 @@ class Ours:
             for _ in range(20):
                 self.synchronous.run(PANDAS, environment=self._environment)
             await self._wait_quiet()
-            self._session = await self.asynchronous.session(environment=self._environment, limits=ROOMY)
-            self._plain_session = await asyncio.to_thread(self.synchronous.session, environment=self._environment)
+            self._session = await self.asynchronous.session(environment=self._environment, limits=ROOMY, checkpoints=0)
+            self._plain_session = await asyncio.to_thread(self.synchronous.session, environment=self._environment, checkpoints=0)
             await self._session.run("import numpy, pandas\nx = 0")
             self._plain_session.run("x = 0")
         except BaseException:
@@ -108,7 +108,7 @@ class Ours:
             start = time.perf_counter()
             result = self.synchronous.run(code, environment=self._environment)
             taken.append((time.perf_counter() - start) * 1e3)
-            _check(result)
+            check(result)
         return taken
 
     async def oneshot_rate(self, seconds: float, in_flight: int) -> float:
@@ -131,13 +131,7 @@ class Ours:
     # ------------------------------------------------------------------ sessions
 
     async def warm_cells(self, count: int) -> list[float]:
-        taken = list[float]()
-        for _ in range(count):
-            start = time.perf_counter()
-            result = await self._session.run(CELL)
-            taken.append((time.perf_counter() - start) * 1e3)
-            _check(result)
-        return taken
+        return await cells(self._session, count)
 
     def plain_warm_cells(self, count: int) -> list[float]:
         taken = list[float]()
@@ -145,15 +139,15 @@ class Ours:
             start = time.perf_counter()
             result = self._plain_session.run(CELL)
             taken.append((time.perf_counter() - start) * 1e3)
-            _check(result)
+            check(result)
         return taken
 
-    async def session_start(self) -> float:
+    async def session_start(self, checkpoints: int) -> float:
         """Milliseconds to open a session and have its first cell's result."""
         await asyncio.sleep(GAP_S)
         start = time.perf_counter()
-        async with self.asynchronous.session(environment=self._environment) as session:
-            _check(await session.run(BARE))
+        async with self.asynchronous.session(environment=self._environment, checkpoints=checkpoints) as session:
+            check(await session.run(BARE))
             return (time.perf_counter() - start) * 1e3
 
     async def print_mb_s(self, code: str) -> float:
@@ -161,13 +155,13 @@ class Ours:
         start = time.perf_counter()
         result = await self._session.run(code)
         taken = time.perf_counter() - start
-        _check(result)
+        check(result)
         if len(result.stdout) != PRINT_BYTES:
             raise PlatformError(f"{len(result.stdout)} of {PRINT_BYTES} bytes arrived")
         return PRINT_BYTES / 1e6 / taken
 
-    async def idle_memory(self, count: int) -> tuple[list[float], list[float]]:
-        """Private memory, and page tables, of `count` idle sessions that have imported pandas, in MB each (init and runner).
+    async def idle_memory(self, count: int, checkpoints: int) -> tuple[list[float], list[float]]:
+        """Private memory, and page tables, of `count` idle sessions that have imported pandas, in MB each (init, runner, checkpoints).
 
         All of them live at the same time. Raises OSError where we may not look into our own sandboxes.
         """
@@ -177,12 +171,14 @@ class Ours:
             for _ in range(count):
                 await asyncio.sleep(SETTLE_S)  # what an earlier one left to clean up is not this one's
                 before = proctree.pids(os.getpid(), without=self._helpers)
-                session = await self.empty.session(environment=self._environment)
+                session = await self.empty.session(environment=self._environment, checkpoints=checkpoints)
                 sessions.append(session)
-                _check(await session.run("import pandas"))
+                check(await session.run("import pandas"))
                 processes.append(proctree.pids(os.getpid(), without=self._helpers) - before)
+            await asyncio.sleep(SETTLE_S)  # the last one's checkpoint, if it makes one
             for pids in processes:
-                private = [proctree.private_bytes(pid) for pid in pids]
+                family = {pid for first in pids for pid in proctree.pids(first)}  # with what was forked since
+                private = [proctree.private_bytes(pid) for pid in family]
                 memory.append(sum(own for own, _ in private) / 1e6)
                 tables.append(sum(table for _, table in private) / 1e6)
         finally:
@@ -192,10 +188,23 @@ class Ours:
 
 
 async def _completed(engine: embedded.AsyncLocal, code: str, environment: str) -> Result:
-    return _check(await engine.run(code, environment=environment))
+    return check(await engine.run(code, environment=environment))
 
 
-def _check(result: Result) -> Result:
+async def cells(session: embedded.AsyncSession, count: int, think_s: float = 0) -> list[float]:
+    """Milliseconds of each of `count` warm cells, with so much time before each."""
+    taken = list[float]()
+    for _ in range(count):
+        if think_s:
+            await asyncio.sleep(think_s)
+        start = time.perf_counter()
+        result = await session.run(CELL)
+        taken.append((time.perf_counter() - start) * 1e3)
+        check(result)
+    return taken
+
+
+def check(result: Result) -> Result:
     """A failed program is fast, and no measurement."""
     if result.status != "completed":
         raise PlatformError(f"a measured program ended with {result.status}: {result.error}")

@@ -41,18 +41,21 @@ class Row:
     tasks: Mapping[str, Cell]
 
 
-_OURS: Final = {
-    "fresh": "oneshot_bare",
-    "pandas": "oneshot_async",
-    "start": "session_start",
-    "warm": "warm_async",
-    "memory": "memory",
-}
+_OURS: Final = (
+    (
+        "Onetrip", "fully jailed; from the warm pool; sessions without undo",
+        {"fresh": "oneshot_bare", "pandas": "oneshot_async", "start": "session_start", "warm": "warm_async", "memory": "memory"},
+    ),
+    (
+        "Onetrip, undo", "the same; undo is the default; cells back to back",
+        {"start": "session_start_undo", "warm": "warm_undo_back", "memory": "memory_undo"},
+    ),
+)  # fmt: skip
 
 
 def rows(samples: Mapping[str, Sequence[float]], alternatives: Sequence[Alternative]) -> list[Row]:
     """Onetrip first, then what a user would pick instead."""
-    found = [Row("Onetrip", "fully jailed; from the warm pool", _cells({task: samples[key] for task, key in _OURS.items()}))]
+    found = [Row(name, note, _cells({task: samples[key] for task, key in keys.items()})) for name, note, keys in _OURS]
     found += [
         Row(other.name, other.note, _cells({task: samples[f"{other.name}/{task}"] for task in other.measures}))
         for other in alternatives
@@ -79,7 +82,7 @@ def print_tables(
         style = "" if not line[-2] else "green" if line[-2] == "met" else "yellow"
         table.add_row(*line, style=style)
     console.print(table)
-    if len(contenders) > 1:
+    if len(contenders) > len(_OURS):
         table = Table(
             box=box.SIMPLE_HEAD,
             title="Beside what one would pick instead: p50 (p99, n) in ms, memory in MB",
@@ -135,7 +138,7 @@ def _condition_lines(conditions: Conditions) -> list[str]:
 
 def as_markdown(figures: Sequence[Figure], contenders: Sequence[Row], skipped: Sequence[Skipped], conditions: Conditions) -> str:
     lines = _markdown_table(_HEADINGS, [_line(figure) for figure in figures])
-    if len(contenders) > 1:
+    if len(contenders) > len(_OURS):
         body = [(row.name, *(_task(row, task) for task in TASKS), row.note) for row in contenders]
         lines += ["", "The same tasks beside what one would pick instead; p50 (p99, n) in ms, memory in MB:", ""]
         lines += _markdown_table(("", *TASKS.values(), ""), body)
