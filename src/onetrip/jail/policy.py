@@ -69,7 +69,7 @@ IOCTL: Final[Rule] = (OneOf(1, (0x5401, 0x540F, 0x5411, 0x5413, 0x541B, 0x5421, 
 # linux/fadvise.h. DONTNEED (4) would evict pages of libraries that all tenants share: it is advice, so it is taken and ignored.
 FADVISE: Final[Rule] = (OneOf(3, (0, 1, 2, 3, 4, 5)), OneOf(3, (0, 1, 2, 3, 5), otherwise=0))
 # stat.h: the type must be FIFO, regular, or none (regular); no devices, no sockets.
-NODE_2: Final[Rule] = (OneOf(2, (0, 0o010000, 0o100000), mask=0o170000),)
+NODE: Final[Rule] = (OneOf(2, (0, 0o010000, 0o100000), mask=0o170000),)
 NO_XATTR: Final[Rule] = (OneOf(0, (), EOPNOTSUPP),)
 # asm-generic/mman-common.h: MAP_HUGETLB.
 MMAP: Final[Rule] = (OneOf(3, (0,), ENOMEM, mask=0x40000),)
@@ -169,7 +169,7 @@ ALLOW: Final[tuple[Allow, ...]] = (
     Allow("chmod", 90, None, "os.chmod, tempfile, zipfile"),
     Allow("fchmod", 91, 52, "os.fchmod"),
     Allow("fchmodat", 268, 53, "shutil.copymode, os.chmod with dir_fd"),
-    Allow("mknodat", 259, 33, "os.mkfifo", NODE_2),
+    Allow("mknodat", 259, 33, "os.mkfifo", NODE),
     Allow("umask", 95, 166, "os.umask"),
     Allow("utimensat", 280, 88, "shutil.copystat, os.utime"),
     Allow("statfs", 137, 43, "shutil.disk_usage"),
