@@ -9,7 +9,7 @@ from workspaces import OWNERS, PLACES, rooms
 
 from onetrip import errors
 from onetrip.copies import Copies
-from onetrip.model import FileChange, Isolation, Result, Started, Usage
+from onetrip.model import FileChange, Isolation, Result, Rewound, Started, Usage
 
 
 def result(**changes) -> Result:
@@ -24,10 +24,14 @@ def result(**changes) -> Result:
 
 
 class Fake:
-    """Stands where `onetrip.embedded` stands; remembers what it was asked for and gives the events it was made with."""
+    """Stands where `onetrip.embedded` stands; remembers what it was asked for and gives the events it was made with.
 
-    def __init__(self, *events, files=None, error=None):
-        self.events, self.error = events, error
+    `runs`: the events of each cell, one after the other, where they are not always the same. `branches`: stand-ins that `fork` gives.
+    """
+
+    def __init__(self, *events, runs=(), files=None, error=None, branches=()):
+        self.events, self.runs, self.error = events, list(runs), error
+        self.branches, self.moves, self.closed = list(branches), [], 0
         self.asked, self.cells, self.interrupted = [], [], threading.Event()
         self.stored = dict(files or {})
         self.files = self
@@ -46,7 +50,21 @@ class Fake:
     def stream(self, code, *, inputs=None, timeout_s=None, final=False):
         self.cells.append((code, inputs, final))
         yield Started("run_1")
-        yield from self.events
+        yield from self.runs.pop(0) if self.runs else self.events
+
+    def undo(self, cells=1):
+        self.moves.append(-cells)
+        return Rewound(max(0, 3 - cells))
+
+    def redo(self, cells=1):
+        self.moves.append(cells)
+        return Rewound(cells, note="files that are not as they were: big.bin (too large)")
+
+    def fork(self):
+        return self.branches.pop(0)
+
+    def close(self):
+        self.closed += 1
 
     def interrupt(self):
         self.interrupted.set()

@@ -32,6 +32,7 @@ from onetrip.model import (
     Truncated,
 )
 
+PLAIN = {"checkpoints": 0, "on_error": "keep"}  # nothing can follow a program that is alone
 SUMMARY = "completed · 12.3 ms wall, 4.5 ms cpu, 64 MB peak · jail, strict\n"
 
 
@@ -48,7 +49,7 @@ def test_output_goes_where_the_program_sent_it_and_ours_to_stderr(Fake, result):
     assert (done.exit_code, done.stdout, done.stderr) == (0, "one\nthree\n'value'\n", "two\n" + SUMMARY)
     assert fake.cells == [("code", {}, True)]
     assert fake.asked == [
-        {"environment": "default", "limits": Limits(), "policy": Policy(), "files": {}, "isolation_floor": "strict"}
+        {"environment": "default", "limits": Limits(), "policy": Policy(), "files": {}, "isolation_floor": "strict"} | PLAIN
     ]
 
 
@@ -104,7 +105,18 @@ def test_every_option_reaches_the_session(tmp_path, Fake, result):
         fake,
         *("-c", "code", "--env", "mine", "--file", str(data), "--input", "n=3", "--input", 'w=["a", null]'),
         *("--wall-s", "1.5", "--cpu-s", "2", "--memory-mb", "64", "--processes", "8", "--disk-mb", "4", "--output-mb", "2"),
-        *("--isolation-floor", "reduced", "--allow-module", "numpy,json", "--allow-module", "re", "--deny-module", "os.path"),
+        *(
+            "--on-error",
+            "rollback",
+            "--isolation-floor",
+            "reduced",
+            "--allow-module",
+            "numpy,json",
+            "--allow-module",
+            "re",
+            "--deny-module",
+            "os.path",
+        ),
     )
 
     assert (done.exit_code, fake.cells) == (0, [("code", {"n": 3, "w": ["a", None]}, True)])
@@ -115,6 +127,8 @@ def test_every_option_reaches_the_session(tmp_path, Fake, result):
             "policy": Policy(modules=ModulePolicy(allow=("numpy", "json", "re"), deny=("os.path",))),
             "files": {"data.csv": b"a,b\n"},
             "isolation_floor": "reduced",
+            "checkpoints": 1,
+            "on_error": "rollback",
         }
     ]
 
@@ -201,6 +215,8 @@ BAD = [
     ("BAD-06", ["-c", "1", "--input", "n=[1"], "error: --input: n: not JSON: Input data was truncated.\n"),
     ("BAD-06", ["-c", "1", "--deny-module", "1x"], "error: --deny-module: '1x' is not the name of a module.\n"),
     ("BAD-06", ["-c", "1", "nul.py"], "error: Both FILE and -c were given.\n"),
+    ("BAD-05", ["sub/nul.py", "missing.py"], "error: FILE: missing.py: No such file or directory.\n"),
+    ("BAD-06", ["-", "sub/nul.py", "-"], "error: FILE: stdin was named twice.\n"),
     ("BAD-05", ["-c", "1", "--save", "nul.py"], "error: --save: nul.py: File exists.\n"),
 ]
 

@@ -6,12 +6,12 @@ from click.testing import CliRunner
 from onetrip import config
 from onetrip.cli import main
 from onetrip.cli.seam import Seam
-from onetrip.cli.shell import complete, split_cells
+from onetrip.cli.shell import Shell, complete, split_cells
 from onetrip.model import Done, ProgramError, SessionState, Stdout
 
 
-def shell(fake, text):
-    return CliRunner().invoke(main, ["shell"], input=text, obj=Seam(fake), catch_exceptions=False)
+def shell(fake, text, *options):
+    return CliRunner().invoke(main, ["shell", *options], input=text, obj=Seam(fake), catch_exceptions=False)
 
 
 @pytest.mark.spec("CLI-09")
@@ -117,6 +117,98 @@ def test_commands_list_put_save_and_reset(tmp_path, monkeypatch, Fake, result):
         "error: /put needs a name.\nhint: /help shows how it is used.\na new session: variables and files are gone\n"
     )
     assert (done.exit_code, len(fake.asked)) == (0, 2)
+
+
+@pytest.mark.spec("CLI-09")
+def test_undo_and_redo_say_where_the_session_is_now(Fake, result):
+    fake = Fake(Done(result()))
+
+    done = shell(fake, "/undo\n/undo 3\n/redo 1\n/undo x\n")
+
+    assert fake.moves == [-1, -3, 1]
+    assert done.stderr == (
+        "variables and files are as they were after 2 cells\nvariables and files are as they were before the first cell\n"
+        "variables and files are as they were after 1 cell\nfiles that are not as they were: big.bin (too large)\n"
+        "error: /undo: 'x' is not a number.\nhint: /help shows how it is used.\n"
+    )
+
+
+@pytest.mark.spec("CLI-09")
+def test_a_cell_that_was_taken_back_is_said_and_why_there_is_no_checkpoint_is_said_once(Fake, result):
+    back = result(status="failed", error=ProgramError("E", "why"), session=SessionState(survived=True, rolled_back=True))
+    none = result(session=SessionState(survived=True, note="no checkpoint: 1 more threads are alive"))
+    fake = Fake(runs=[[Done(one)] for one in (back, back, none, none, result(), none)])
+
+    done = shell(fake, "a\n\nb\n\nc\n\nd\n\ne\n\nf\n", "--on-error", "rollback", "--checkpoints", "3")
+
+    assert done.stderr.splitlines() == [
+        *["E: why", "rolled back: variables and files are as they were before"] * 2,
+        *["no checkpoint: 1 more threads are alive"] * 2,
+    ]
+    assert [(asked["checkpoints"], asked["on_error"]) for asked in fake.asked] == [(3, "rollback")]
+
+
+@pytest.mark.spec("BAD-04")
+def test_a_number_of_checkpoints_out_of_range_is_refused(Fake):
+    fake = Fake()
+    done = shell(fake, "a\n", "--checkpoints", "65")
+    assert (done.exit_code, fake.asked) == (2, [])
+    assert done.stderr == (
+        "error: --checkpoints: 65 is out of range; it must be from 0 to 64 checkpoints.\n"
+        "hint: Give --checkpoints a value in that range.\n"
+    )
+
+
+@pytest.mark.spec("CLI-09")
+def test_a_fork_is_entered_and_left_and_closed_at_the_end(Fake, result):
+    one, two = Fake(Done(result())), Fake(Done(result()))
+    fake = Fake(Done(result()), branches=[one, two])
+
+    done = shell(fake, "a\n/fork\nb\n/branch 0\nc\n/fork\nd\n/branch\n/branch 7\n/branch 1\ne\n")
+
+    assert [[code for code, _, _ in each.cells] for each in (fake, one, two)] == [["a", "c"], ["b", "e"], ["d"]]
+    assert (one.closed, two.closed, done.exit_code) == (1, 1, 0)
+    assert done.stdout == "  0  the first\n  1  from 0\n* 2  from 0\n"
+    assert done.stderr == (
+        "this is branch 1; /branch 0 goes back to where it came from\nthis is branch 0\n"
+        "this is branch 2; /branch 0 goes back to where it came from\n"
+        "error: There is no branch 7.\nhint: /branch lists them.\nthis is branch 1\n"
+    )
+
+
+@pytest.mark.spec("CLI-09")
+def test_a_branch_that_is_lost_leaves_the_session_that_it_came_from(Fake, result):
+    lost = Done(result(session=SessionState(survived=False)))
+    two = Fake(lost)
+    one = Fake(Done(result()), branches=[two])
+    fake = Fake(Done(result()), branches=[one])
+
+    done = shell(fake, "/fork\n/fork\na\n/branch 2\nb\n")
+
+    assert [[code for code, _, _ in each.cells] for each in (fake, one, two)] == [[], ["b"], ["a"]]
+    assert (one.closed, two.closed, len(fake.asked)) == (1, 1, 1)
+    assert "branch 2 is gone; this is branch 1\nerror: There is no branch 2.\n" in done.stderr
+
+
+@pytest.mark.spec("CLI-09")
+def test_when_the_first_session_is_lost_its_branch_goes_on(Fake, result):
+    one = Fake(Done(result()))
+    fake = Fake(Done(result(session=SessionState(survived=False))), branches=[one])
+
+    done = shell(fake, "/fork\n/branch 0\na\n\nb\n/reset\n")
+
+    assert [[code for code, _, _ in each.cells] for each in (fake, one)] == [["a"], ["b"]]
+    assert done.stderr.endswith("branch 0 is gone; this is branch 1\na new session: variables and files are gone\n")
+
+
+@pytest.mark.spec("CLI-09")
+def test_the_prompt_names_the_branch(Fake):
+    typed = Shell(Fake(branches=[Fake()]), interactive=True)
+    prompts = [typed.prompt]
+    for command in ("/fork", "/branch 0"):
+        assert typed.take(command)
+        prompts.append(typed.prompt)
+    assert prompts == [">>> ", "branch 1 >>> ", ">>> "]
 
 
 @pytest.mark.spec("CLI-09")

@@ -6,7 +6,7 @@ import sys
 from typing import IO, Final
 
 from onetrip.errors import OnetripError
-from onetrip.model import DisplayData, Displayed, Event, LimitName, Result, Stderr, Stdout
+from onetrip.model import DisplayData, Displayed, Event, LimitName, Result, SessionState, Stderr, Stdout
 
 _DIM: Final = ("\x1b[2m", "\x1b[0m")
 _RED: Final = ("\x1b[31m", "\x1b[0m")
@@ -102,9 +102,6 @@ class Printer:
             if getattr(result.truncated, stream):
                 note(f"{stream} was cut at the limit of output")
 
-    def summary(self, result: Result) -> None:
-        note(summary(result))
-
     def _stdout(self, text: str) -> None:
         sys.stdout.write(text)
         sys.stdout.flush()
@@ -115,6 +112,14 @@ class Printer:
         if self._open_line:
             self._stdout("\n")
         self._stdout(f"{text}\n")
+
+
+def changes(state: SessionState) -> list[str]:
+    """What became of a session that goes on: nothing to say, or that it was rolled back, or that this cell cannot be undone."""
+    if not state.survived:
+        return []
+    said = ["rolled back: variables and files are as they were before"] if state.rolled_back else []
+    return said if state.note is None else [*said, state.note]
 
 
 def summary(result: Result) -> str:

@@ -8,7 +8,15 @@ from typing import Any, TypeVar
 import click
 import msgspec
 
-from onetrip.checks import LIMIT_RANGES, MAX_SOURCE_BYTES, check_inputs, check_limits, check_source, decode_source
+from onetrip.checks import (
+    LIMIT_RANGES,
+    MAX_SOURCE_BYTES,
+    check_checkpoints,
+    check_inputs,
+    check_limits,
+    check_source,
+    decode_source,
+)
 from onetrip.cli.seam import names
 from onetrip.errors import BadRequest
 from onetrip.model import Limits, ModulePolicy, Policy
@@ -54,6 +62,12 @@ def session_options(function: F) -> F:
         click.option(
             "--deny-module", multiple=True, help="These modules may not be imported; repeatable, or with commas.", metavar="M"
         ),
+        click.option(
+            "--on-error",
+            type=click.Choice(["keep", "rollback"]),
+            default="keep",
+            help="What an exception leaves: what was done until then, or nothing. What is killed leaves nothing.  [default: keep]",
+        ),
     ]
     for option in reversed(options):
         function = option(function)
@@ -71,6 +85,15 @@ def limits_from(options: dict[str, Any]) -> Limits:
         raise BadRequest(
             str(err).replace(f"limits.{field}", option, 1), hint=f"Give {option} a value in that range.", field=err.field
         ) from err
+
+
+def checkpoints_from(checkpoints: int) -> int:
+    """How many cells can be undone. Raises BadRequest that names the option."""
+    try:
+        check_checkpoints(checkpoints)
+    except BadRequest as err:
+        raise BadRequest(f"--{err}", hint="Give --checkpoints a value in that range.", field=err.field) from err
+    return checkpoints
 
 
 def policy_from(allow: Sequence[str], deny: Sequence[str]) -> Policy:
@@ -116,21 +139,25 @@ def inputs_from(pairs: Sequence[str]) -> dict[str, Any]:
     return inputs
 
 
-def source_from(file: str | None, code: str | None) -> str:
-    """The program: `-c`, a file, or stdin for `-` and for nothing at all when something is piped in."""
+def sources_from(files: Sequence[str], code: str | None) -> list[tuple[str, str]]:
+    """The programs, each with its name: `-c`, files, or stdin for `-` and for nothing at all when something is piped in."""
     if code is not None:
-        if file is not None:
+        if files:
             raise BadRequest("Both FILE and -c were given.", hint="Give one of them.", field="code")
         check_source(code, field="-c")
-        return code
-    if file is None:
-        if sys.stdin.isatty():
-            raise BadRequest(
-                "There is no program to run.",
-                hint="Name a FILE, give `-c CODE`, or pipe source in. `onetrip shell` is interactive.",
-                field="code",
-            )
-        file = "-"
+        return [("-c", code)]
+    if not files and sys.stdin.isatty():
+        raise BadRequest(
+            "There is no program to run.",
+            hint="Name a FILE, give `-c CODE`, or pipe source in. `onetrip shell` is interactive.",
+            field="code",
+        )
+    if list(files).count("-") > 1:
+        raise BadRequest("FILE: stdin was named twice.", hint="It can be read once.", field="code")
+    return [(file, _source(file)) for file in files or ["-"]]
+
+
+def _source(file: str) -> str:
     if file == "-":
         raw = sys.stdin.buffer.read(MAX_SOURCE_BYTES + 1)
         if len(raw) > MAX_SOURCE_BYTES:

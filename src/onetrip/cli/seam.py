@@ -4,11 +4,11 @@ import importlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import click
 
-from onetrip.model import Event, FileChange, Level, Limits, Policy, Support
+from onetrip.model import Event, FileChange, Level, Limits, Policy, Rewound, Support
 
 
 class Files(Protocol):
@@ -24,6 +24,9 @@ class Session(Protocol):
     def stream(
         self, code: str, *, inputs: Mapping[str, Any] | None = None, timeout_s: float | None = None, final: bool = False
     ) -> Iterator[Event]: ...
+    def undo(self, cells: int = 1) -> Rewound: ...
+    def redo(self, cells: int = 1) -> Rewound: ...
+    def fork(self) -> "Session": ...
     def interrupt(self) -> object: ...
     def close(self) -> object: ...
 
@@ -37,6 +40,8 @@ class Local(Protocol):
         policy: Policy | None = None,
         files: Mapping[str, bytes | str] | None = None,
         isolation_floor: Level = "strict",
+        checkpoints: int = 8,
+        on_error: Literal["keep", "rollback"] = "keep",
     ) -> AbstractContextManager[Session]: ...
 
 

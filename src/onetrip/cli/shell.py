@@ -5,7 +5,7 @@ import codeop
 import os
 import sys
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final
 
 import click
@@ -16,20 +16,26 @@ from onetrip.cli import report, request
 from onetrip.cli.run import interrupting
 from onetrip.cli.seam import Session, embedded
 from onetrip.errors import BadRequest, OnetripError, PlatformError, SessionGone
-from onetrip.model import Done, Result
+from onetrip.model import Done, Result, Rewound
 
 HELP: Final = """\
 A cell runs when it is complete: Enter after one line, an empty line after a block. Ctrl-C interrupts it, Ctrl-D leaves.
 /files            list the workspace          /put PATH      copy a file of yours into the workspace
 /save NAME [TO]   copy a file out of it       /pictures DIR  save the pictures of the last cell
+/undo [N]         take back N cells           /redo [N]      take back an undo
+/fork             go on in a branch           /branch [N]    list the branches, or go to branch N
 /usage            what the last cell used     /reset         start again with nothing
 /help             this text                   /quit          leave"""
 
+PROMPT: Final = ">>> "
 _CONTINUES: Final = ("else:", "elif ", "else ", "except", "finally", "case ", ")", "]", "}", "@")
 
 
 @click.command("shell")
 @request.session_options
+@click.option(
+    "--checkpoints", type=int, default=8, help="How many cells can be undone; 0: none.  [default: 8; 0 to 64]", metavar="N"
+)
 @click.pass_context
 def command(
     context: click.Context,
@@ -38,6 +44,8 @@ def command(
     isolation_floor: Any,
     allow_module: tuple[str, ...],
     deny_module: tuple[str, ...],
+    on_error: Any,
+    checkpoints: int,
     **limit_options: Any,
 ) -> None:
     """Run cell after cell in one session; /help lists what else it understands.
@@ -52,17 +60,26 @@ def command(
         "policy": request.policy_from(allow_module, deny_module),
         "files": request.files_from(paths, limits),
         "isolation_floor": isolation_floor,
+        "checkpoints": request.checkpoints_from(checkpoints),
+        "on_error": on_error,
     }
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
     with embedded(context).local() as local:
-        cells = _typed() if interactive else split_cells(decode_source(sys.stdin.buffer.read(), field="stdin").splitlines())
+        shell: Shell | None = None
+        if interactive:
+            cells = _typed(lambda: shell.prompt if shell is not None else PROMPT)
+        else:
+            cells = split_cells(decode_source(sys.stdin.buffer.read(), field="stdin").splitlines())
         last: Result | None = None
-        while True:  # each turn is one session; only /reset, or a session that was lost, begins another
+        while True:  # each turn is one session with its branches; only /reset, or the loss of them all, begins another
             with local.session(**chosen) as session:
                 shell = Shell(session, interactive=interactive)
-                for cell in cells:
-                    if not shell.take(cell):
-                        break
+                try:
+                    for cell in cells:
+                        if not shell.take(cell):
+                            break
+                finally:
+                    shell.close_branches()
                 last = shell.last or last
                 if shell.again:
                     report.note("a new session: variables and files are gone")
@@ -72,35 +89,61 @@ def command(
 
 
 class Shell:
-    """Runs cells and commands against one session."""
+    """Runs cells and commands against one session, whose caller closes it, and its branches."""
 
     def __init__(self, session: Session, *, interactive: bool) -> None:
         self.last: Result | None = None
         self.again = False  # the caller should open a new session and go on
-        self._session = session
+        self._sessions = {0: session}  # by the number of the branch; 0 is the one that all came from
+        self._origins: dict[int, int] = {}  # which branch each was forked from
+        self._here: int = 0
+        self._said: list[str] = []  # what was said last about what became of the session
         self._interactive = interactive
         self._printer = report.Printer()
 
+    @property
+    def prompt(self) -> str:
+        return f"branch {self._here} {PROMPT}" if self._here else PROMPT
+
+    @property
+    def _session(self) -> Session:
+        return self._sessions[self._here]
+
+    def close_branches(self) -> None:
+        for number, session in self._sessions.items():
+            if number:
+                session.close()
+
     def take(self, cell: str) -> bool:
-        """Run one cell or command; False when this session is over."""
+        """Run one cell or command; False when this session is over, and every branch of it."""
         try:
-            if cell.startswith("/"):
-                return self._command(cell)
-            self._run(cell)
+            return self._command(cell) if cell.startswith("/") else self._run(cell)
         except SessionGone as err:
             report.print_error(err)
-            self.again = True
-            return False
+            return self._lose()
         except PlatformError:
             raise
         except OnetripError as err:  # a mistake in this line, or no room: the session goes on
             report.print_error(err)
-        if self.last is not None and not self.last.session.survived:
-            self.again = True
-            return False
         return True
 
-    def _run(self, cell: str) -> None:
+    def _lose(self) -> bool:
+        """The session is gone: go on in the one that it was forked from, or in another. False when there is none."""
+        gone = self._here
+        session = self._sessions.pop(gone)
+        if gone:
+            session.close()
+        if not self._sessions:
+            self.again = True
+            return False
+        origin = self._origins.get(gone, 0)
+        while origin and origin not in self._sessions:
+            origin = self._origins[origin]
+        self._here = origin if origin in self._sessions else max(self._sessions)
+        report.note(f"branch {gone} is gone; this is branch {self._here}")
+        return True
+
+    def _run(self, cell: str) -> bool:
         self._printer = report.Printer()
         result: Result | None = None
         with interrupting(self._session):
@@ -113,9 +156,15 @@ class Shell:
             raise PlatformError("The run ended without a result.")
         self.last = result
         self._printer.result(result)
+        said = report.changes(result.session)
+        if result.session.rolled_back or said != self._said:  # that a thread is still alive is not said after every cell
+            for line in said:
+                report.note(line)
+        self._said = said
         pictures = report.pictures(self._printer.displays)
         if pictures and self._interactive:
             report.note(f"{pictures} pictures; /pictures DIR saves them")
+        return result.session.survived or self._lose()
 
     def _command(self, line: str) -> bool:
         name, _, rest = line.strip().partition(" ")
@@ -139,9 +188,40 @@ class Shell:
                 self._save(_named(name, rest))
             case "/pictures":
                 self._pictures(_named(name, rest))
+            case "/undo":
+                self._moved(self._session.undo(_number(name, rest)))
+            case "/redo":
+                self._moved(self._session.redo(_number(name, rest)))
+            case "/fork":
+                self._fork()
+            case "/branch" | "/branches":
+                self._go_to(_number(name, rest)) if rest else self._list()
             case _:
                 raise BadRequest(f"There is no command {name}.", hint="/help lists the commands.")
         return True
+
+    def _moved(self, moved: Rewound) -> None:
+        cells = f"{moved.cells} cell{'s' if moved.cells > 1 else ''}"
+        report.note(f"variables and files are as they were {f'after {cells}' if moved.cells else 'before the first cell'}")
+        if moved.note is not None:
+            report.note(moved.note)
+
+    def _fork(self) -> None:
+        branch = self._session.fork()
+        number = max((*self._sessions, *self._origins)) + 1
+        self._sessions[number], self._origins[number], self._here = branch, self._here, number
+        report.note(f"this is branch {number}; /branch {self._origins[number]} goes back to where it came from")
+
+    def _go_to(self, number: int) -> None:
+        if number not in self._sessions:
+            raise BadRequest(f"There is no branch {number}.", hint="/branch lists them.")
+        self._here = number
+        report.note(f"this is branch {number}")
+
+    def _list(self) -> None:
+        for number in self._sessions:
+            origin = f"from {self._origins[number]}" if number in self._origins else "the first"
+            print(f"{'*' if number == self._here else ' '} {number}  {origin}")
 
     def _put(self, path: str) -> None:
         for name, data in request.files_from([path], request.limits_from({})).items():
@@ -210,7 +290,7 @@ def complete(source: str) -> bool:
     return True
 
 
-def _typed() -> Iterator[str]:
+def _typed(prompt_now: Callable[[], str]) -> Iterator[str]:
     """Cells as a person types them. Ctrl-C at the prompt empties the line, Ctrl-D ends."""
     from prompt_toolkit import PromptSession  # noqa: PLC0415 -- 80 ms that a piped shell need not pay
     from prompt_toolkit.history import FileHistory, History, InMemoryHistory  # noqa: PLC0415 -- the same
@@ -236,12 +316,16 @@ def _typed() -> Iterator[str]:
             buffer.insert_text("\n" + indent)
 
     prompt: PromptSession[str] = PromptSession(
-        history=history, key_bindings=keys, multiline=True, lexer=PygmentsLexer(PythonLexer), prompt_continuation="... "
+        history=history,
+        key_bindings=keys,
+        multiline=True,
+        lexer=PygmentsLexer(PythonLexer),
+        prompt_continuation=lambda width, _line, _wrapped: "... ".rjust(width),
     )
     report.note("/help lists the commands, Ctrl-D leaves")
     while True:
         try:
-            cell = prompt.prompt(">>> ")
+            cell = prompt.prompt(prompt_now())
         except KeyboardInterrupt:
             continue
         except EOFError:
@@ -254,3 +338,10 @@ def _named(command: str, rest: str) -> str:
     if not rest:
         raise BadRequest(f"{command} needs a name.", hint="/help shows how it is used.")
     return rest
+
+
+def _number(command: str, rest: str) -> int:
+    try:
+        return int(rest or "1")
+    except ValueError:
+        raise BadRequest(f"{command}: {rest!r} is not a number.", hint="/help shows how it is used.") from None
