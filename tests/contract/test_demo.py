@@ -34,8 +34,12 @@ def test_the_demo_runs_and_every_step_behaves_as_promised(tmp_path):
     assert done.returncode == 0
     assert [step["result"]["status"] for step in report["steps"]] == [
         "completed", "completed", "completed", "completed", "completed",
-        "failed", "completed", "limit_exceeded", "completed", "limit_exceeded", "completed", "completed",
+        "failed", "completed", "limit_exceeded", "completed", "limit_exceeded", "completed",
+        "failed", "completed", "limit_exceeded", "completed", "completed", "completed",
+        "completed", "completed", "completed", "completed", "completed", "completed",
     ]  # fmt: skip
+    taken_back = [step["title"] for step in report["steps"] if step["result"]["session"]["rolled_back"]]
+    assert taken_back[-2:] == ["The process ends", "A deaf loop"]  # before them the memory hog, where the kernel was first
     assert {step["result"]["isolation"]["level"] for step in report["steps"]} == {"strict"}
     picture = (tmp_path / "demo-output" / "penguins.png").read_bytes()
     assert picture.startswith(b"\x89PNG\r\n\x1a\n")

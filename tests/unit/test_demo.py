@@ -11,10 +11,13 @@ import pytest
 from onetrip import demo, embedded
 from onetrip.demo import script
 from onetrip.demo.screen import Screen
+from onetrip.errors import Unavailable
 from onetrip.model import DisplayData, FileChange, LimitHit, Mechanism, ProgramError, SessionState, Support, Usage
 
 FOLDER = Path(demo.__file__).parent
 USED = Usage(wall_ms=1000, cpu_ms=900, peak_memory_bytes=500 * 2**20, output_bytes=10)
+BACK = SessionState(survived=True, rolled_back=True, checkpoint=True)
+STEPS = 23
 PICTURE = DisplayData({"image/png": "iVBORw0KGgo="})
 
 
@@ -35,16 +38,28 @@ def good(result):
         {"text": "(True, 333)"},
         {"status": "limit_exceeded", "limit": LimitHit("memory", 512, "MB"), "error": ProgramError("MemoryError", "")},
         {"text": "(300000000, 333)"},
+        {"status": "failed", "error": ProgramError("ProcessDied", ""), "session": BACK},
+        {"text": "(333, True)"},
+        {"status": "limit_exceeded", "limit": LimitHit("wall", 1.0, "s"), "session": BACK},
+        {"text": "(333, True)"},
+        {"files": (FileChange("penguins.png", 0, "deleted"),)},
+        {"text": "(333, 3, True)"},
+        {"value": 0.39},
+        {"value": 0.65},
+        {"text": "(146, 146)"},
+        {"text": "(119, 119)"},
+        {"text": "(333, 344)"},
         {"value": 0, "stdout": "become root  PermissionError\n"},
     ]
     return [result(**{"usage": USED, **one}) for one in fields]
 
 
 class Session:
-    """Gives prepared results, in the place of a real session and its engine."""
+    """Gives prepared results, in the place of a real session, its branches and its engine."""
 
-    def __init__(self, results):
+    def __init__(self, results, refusal=None):
         self.results, self.asked, self.files = list(results), [], self
+        self.refusal, self.moves = refusal, []
 
     def __enter__(self):
         return self
@@ -65,6 +80,18 @@ class Session:
     def run(self, code, *, inputs=None, timeout_s=None):
         return self.one_shot if inputs is None else self.results.pop(0)
 
+    def undo(self, cells):
+        self._move(f"undo {cells}")
+
+    def fork(self, *, count):
+        self._move(f"fork {count}")
+        return [self] * count
+
+    def _move(self, what):
+        if self.refusal:
+            raise self.refusal
+        self.moves.append(what)
+
     def read(self, path):
         assert path == "penguins.png"
         return b"the picture"
@@ -74,8 +101,8 @@ class Session:
 def run_demo(monkeypatch, tmp_path, capsys, result):
     """Runs the demo on prepared results; gives status, stdout, stderr."""
 
-    def run(results, **options):
-        fake = Session(results)
+    def run(results, *, refusal=None, **options):
+        fake = run.session = Session(results, refusal)
         fake.one_shot = result(value=6)
         monkeypatch.setattr(embedded, "local", lambda: fake)
         monkeypatch.chdir(tmp_path)
@@ -96,16 +123,16 @@ def test_every_cell_of_the_programs_is_a_step_and_compiles():
     steps = script.steps({})
     titles = [
         title
-        for name in ("analysis.py", "trouble.py")
+        for name in ("analysis.py", "trouble.py", "going_back.py")
         for title in re.findall(r"^# %% (.+)$", (FOLDER / "programs" / name).read_text("utf-8"), re.MULTILINE)
     ]
-    assert [step.title for step in steps if not step.is_after] == titles
+    assert sorted(step.title for step in steps if not step.is_after) == sorted(titles)
     for step in steps:
         compile(step.code, step.title, "exec")
 
 
 def test_results_as_promised_have_no_problems(result):
-    assert [step.problems(got) for step, got in zip(script.steps({}), good(result), strict=True)] == [[]] * 12
+    assert [step.problems(got) for step, got in zip(script.steps({}), good(result), strict=True)] == [[]] * STEPS
 
 
 def test_every_step_notices_a_result_that_is_not_as_promised(result):
@@ -130,9 +157,10 @@ def test_the_report_is_plain_text_on_stdout_and_progress_is_on_stderr(run_demo, 
     status, out, err = run_demo(good(result))
     assert status == 0
     assert "\x1b" not in out + err
-    assert "[1/12] Read the data" in err
-    assert "[1/12]" not in out
-    assert out.splitlines()[-1] == "all 12 steps behaved as promised, in one session"
+    assert f"[1/{STEPS}] Read the data" in err
+    assert f"[1/{STEPS}]" not in out
+    assert out.splitlines()[-1] == f"all {STEPS} steps behaved as promised, in one session and its branches"
+    assert run_demo.session.moves == ["undo 1", "fork 2"]
     assert f"chart: {tmp_path}/demo-output/penguins.png" in out
     assert (tmp_path / "demo-output" / "penguins.png").read_bytes() == b"the picture"
 
@@ -143,16 +171,44 @@ def test_json_is_the_only_thing_on_stdout(run_demo, result, tmp_path):
     assert status == 0
     assert (report["ok"], report["problems"]) == (True, [])
     assert report["chart"] == f"{tmp_path}/demo-output/penguins.png"
-    assert [step["ok"] for step in report["steps"]] == [True] * 12
+    assert [step["ok"] for step in report["steps"]] == [True] * STEPS
     assert report["steps"][7]["result"]["limit"] == {"name": "wall", "limit": 1.0, "unit": "s"}
 
 
 def test_a_step_that_breaks_its_promise_makes_the_status_1_and_is_named(run_demo, result):
     results = good(result)
-    results[11] = result(value=1, usage=USED)  # a way out was found
+    results[-1] = result(value=1, usage=USED)  # a way out was found
     status, out, _ = run_demo(results)
     assert status == 1
     assert out.splitlines()[-1] == "NOT AS PROMISED: Ways out: the value should be 0, but is 1"
+
+
+def test_an_undo_or_a_fork_that_is_refused_is_a_problem(run_demo, result):
+    status, out, _ = run_demo(good(result), refusal=Unavailable("not now"))
+    assert status == 1
+    assert [line for line in out.splitlines() if line.startswith("NOT AS PROMISED")] == [
+        f"NOT AS PROMISED: {title}: not now"
+        for title in (
+            "session.undo(), and what was deleted is there again",
+            "Branch 1: Adelie",
+            "Branch 2: Gentoo",
+            "branch 1 has its own data and file",
+            "branch 2 has its own data and file",
+        )
+    ]
+
+
+def test_a_cell_that_should_have_been_taken_back_and_was_not_is_a_problem(result):
+    end = next(step for step in script.steps({}) if step.title == "The process ends")
+    kept = result(status="failed", error=ProgramError("ProcessDied", ""), session=SessionState(survived=True, note="why"))
+    assert end.problems(kept) == ["it should have been taken back (why)"]
+
+
+def test_a_memory_hog_is_told_or_taken_back(result):
+    hog = next(step for step in script.steps({}) if step.title == "A memory hog")
+    hit = {"status": "limit_exceeded", "limit": LimitHit("memory", 512, "MB"), "usage": USED}
+    assert hog.problems(result(**hit, session=BACK)) == []
+    assert hog.problems(result(**hit)) == ["it should have seen a MemoryError, or been taken back: None"]
 
 
 def test_a_session_that_is_lost_ends_the_demo_and_the_other_steps_count_as_failed(run_demo, result):
@@ -193,7 +249,7 @@ def test_the_bait_can_be_reached_from_the_host_itself():
 
 
 def test_no_line_of_the_report_that_we_lay_out_is_wider_than_80_columns(capsys, result):
-    screen = Screen(quiet=False, total=12)
+    screen = Screen(quiet=False, total=STEPS)
     steps = script.steps({})
     screen.summary([(step, got, []) for step, got in zip(steps, good(result), strict=True)], [], None, [1.0, 2.0, 3.0])
     lines = capsys.readouterr().out.splitlines()

@@ -20,6 +20,7 @@ import msgspec
 from onetrip import embedded
 from onetrip.demo import script
 from onetrip.demo.screen import Screen
+from onetrip.errors import OnetripError
 from onetrip.model import Result
 
 __all__ = ["main"]
@@ -51,15 +52,27 @@ def main(*, as_json: bool = False) -> int:
             session = held.enter_context(ot.session(files={script.DATA_FILE: script.data()}, limits=script.LIMITS))
             opened_s = time.monotonic() - began
         screen.opened(started_s, opened_s, ot.support())
+        places = [session]  # the session, and then its branches
         for number, step in enumerate(steps, 1):
+            problems: list[str] = []
             with screen.working(number, step.title):
-                result = session.run(step.code, inputs=step.inputs, timeout_s=step.timeout_s)
-            problems = step.problems(result)
+                try:
+                    if step.undo:
+                        session.undo(step.undo)
+                    if step.branch >= len(places):
+                        began = time.monotonic()
+                        places += [held.enter_context(branch) for branch in session.fork(count=script.BRANCHES)]
+                        screen.forked(script.BRANCHES, time.monotonic() - began)
+                except OnetripError as err:
+                    problems.append(str(err))
+                place = places[step.branch] if step.branch < len(places) else session
+                result = place.run(step.code, inputs=step.inputs, timeout_s=step.timeout_s)
+            problems += step.problems(result)
             done.append((step, result, problems))
             screen.step(step, result, problems)
             if not result.session.survived:
                 break  # nothing more can run in it; the steps that are missing count as failed
-            if any(file.path == script.CHART for file in result.files):
+            if any(file.path == script.CHART and file.change == "created" for file in result.files):
                 chart = _save(session.files.read(script.CHART))
         with screen.waiting(f"{ONE_SHOTS} programs, each in a new sandbox"):
             one_shots = [_timed(ot) for _ in range(ONE_SHOTS)]

@@ -43,7 +43,7 @@ class Screen:
     def begin(self) -> None:
         self._say(
             f"A program such as a model writes, with {PENGUINS} penguins of Antarctica as its data,",
-            "runs cell by cell in a sandbox on this machine. Then some cells go wrong.",
+            "runs cell by cell in a sandbox on this machine. Then cells go wrong, and are taken back.",
             style="bold",
         )
         self._say("data: Gorman, Williams and Fraser 2014, palmerpenguins 0.1.6, CC0 1.0", style="dim")
@@ -83,6 +83,10 @@ class Screen:
             style="dim",
         )
 
+    def forked(self, count: int, forked_s: float) -> None:
+        self._out.print()
+        self._say(f"session.fork(count={count}): {count} branches of the session in {_time(forked_s * 1e3)}", style="bold cyan")
+
     def step(self, step: Step, result: Result, problems: Sequence[str]) -> None:
         """One cell: its source, what it gave, what it cost, and whether that is what was promised."""
         if step.is_after:
@@ -102,11 +106,17 @@ class Screen:
                 self._say(*_lines(display.data["text/plain"]))
         if result.error is not None:
             self._say(*_lines(result.error.traceback or f"{result.error.type}: {result.error.message}"), style="red")
-        if result.limit is not None:
+        if result.limit is not None and (result.error is None or result.error.type != "LimitExceeded"):
             self._say(
                 f"stopped: over the {result.limit.name} limit of {result.limit.limit:g} {result.limit.unit}", style="yellow"
             )
-        made = [f"{file.path} ({file.size / 1e3:.1f} kB)" for file in result.files]
+        if result.session.rolled_back:
+            self._say("rolled back: variables and files are as they were before", style="yellow")
+        if result.session.note is not None:
+            self._say(result.session.note, style="yellow")
+        made = [
+            f"{file.path} ({'deleted' if file.change == 'deleted' else f'{file.size / 1e3:.1f} kB'})" for file in result.files
+        ]
         if made:
             self._say(f"files: {', '.join(made)}")
         self._say(f"cost: {_cost(result)}", style="dim")
@@ -127,10 +137,14 @@ class Screen:
         cells = [(step, result, wrong) for step, result, wrong in done if not step.is_after]
         for number, (step, result, wrong) in enumerate(cells, 1):
             mark = Text("✗", "red") if wrong else Text("✓", "green")
-            table.add_row(mark, f"{number}  {step.title}", _outcome(result), *_cost_columns(result))
+            if result.session.rolled_back:
+                mark.append(" ↩", "yellow")
+            table.add_row(mark, f"{number:2}  {step.title}", _outcome(result), *_cost_columns(result))
         self._out.print()
         self._say("What each cell cost", style="bold cyan")
         self._out.print(table)
+        if any(result.session.rolled_back for _, result, _ in cells):
+            self._say("↩ rolled back: the session went on from its state before this cell", style="dim")
         if done:
             self._isolation(done[-1][1])
         self._out.print()
@@ -144,7 +158,7 @@ class Screen:
             self._say(*(f"NOT AS PROMISED: {problem}" for problem in problems), style="bold red")
         else:
             self._say(
-                f"all {len(done)} steps behaved as promised, in one session",
+                f"all {len(done)} steps behaved as promised, in one session and its branches",
                 style="bold green",
             )
 

@@ -14,6 +14,9 @@ DATA_FILE: Final = "penguins.csv"
 CHART: Final = "penguins.png"
 PENGUINS: Final = 344
 COMPLETE: Final = 333  # of them without a gap
+ADELIE: Final = 146  # of those
+GENTOO: Final = 119
+BRANCHES: Final = 2
 LIMITS: Final = Limits(wall_s=30, memory_mb=512)
 HOG_BYTES: Final = LIMITS.memory_mb * 2**20 // 4  # must have been counted at least; where memory is sampled, samples miss the top
 LOOP_S: Final = 1.0  # what the runaway loop gets
@@ -31,6 +34,8 @@ class Step:
     timeout_s: float | None = None
     inputs: Mapping[str, Any] = field(default_factory=dict[str, Any])
     is_after: bool = False  # it looks at what is left after the step before it
+    undo: int = 0  # so many cells are undone before it runs
+    branch: int = 0  # it runs in this branch of the session, counted from 1; 0: in the session itself
 
     def problems(self, result: Result) -> list[str]:
         return [problem for check in self.checks if (problem := check(result))]
@@ -44,6 +49,7 @@ def steps(host: Mapping[str, Any]) -> list[Step]:
     """In order. `host` are the variables of the cell that looks for a way out: what it would reach if it could."""
     read, compare, bills, draw, tell = _cells("analysis.py")
     mistake, loop, hog, ways_out = _cells("trouble.py")
+    end, deaf_loop, change, adelie, gentoo = _cells("going_back.py")
     return [
         Step(*read, (_completed, _printed(f"{PENGUINS} penguins"), _used("wall_ms", "output_bytes"))),
         Step(*compare, (_completed, _made("means.csv"))),
@@ -60,12 +66,46 @@ def steps(host: Mapping[str, Any]) -> list[Step]:
         _still_there("it has counted, and the data is still there", "rounds > 1000, len(penguins)", "(True, 333)"),
         Step(
             *hog,
-            (_hit("memory", LIMITS.memory_mb), _raised("MemoryError"), _survived, _used("peak_memory_bytes", at_least=HOG_BYTES)),
+            (_hit("memory", LIMITS.memory_mb), _told_or_taken_back, _survived, _used("peak_memory_bytes", at_least=HOG_BYTES)),
         ),
         _still_there(
             "its memory is free again, and the data is still there",
             "bytearray(300_000_000).count(0), len(penguins)",
             "(300000000, 333)",
+        ),
+        Step(*end, (_ended_itself, _taken_back)),
+        _still_there(
+            "the data and the file are as they were before",
+            "len(penguins), os.path.getsize('means.csv') > 0",
+            "(333, True)",
+        ),
+        Step(*deaf_loop, (_hit("wall", LOOP_S), _taken_back), timeout_s=LOOP_S),
+        _still_there(
+            "the data and the file are as they were before",
+            "len(penguins), os.path.exists('penguins.csv')",
+            "(333, True)",
+        ),
+        Step(*change, (_completed, _deleted(CHART))),
+        _still_there(
+            "session.undo(), and what was deleted is there again",
+            "len(penguins), len(means), os.path.exists('penguins.png')",
+            "(333, 3, True)",
+            undo=1,
+        ),
+        Step(*adelie, (_completed, _value(0.39)), branch=1),
+        Step(*gentoo, (_completed, _value(0.65)), branch=2),
+        *(
+            _still_there(
+                f"{where} has its own data and file",
+                "len(penguins), len(pd.read_csv('penguins.csv'))",
+                f"({rows}, {lines})",
+                branch=branch,
+            )
+            for branch, where, rows, lines in (
+                (1, "branch 1", ADELIE, ADELIE),
+                (2, "branch 2", GENTOO, GENTOO),
+                (0, "the session that they came from", COMPLETE, PENGUINS),
+            )
         ),
         Step(*ways_out, (_completed, _value(0)), inputs=host),
     ]
@@ -77,8 +117,8 @@ def _cells(name: str) -> list[tuple[str, str]]:
     return [(title, code.strip() + "\n") for title, code in zip(parts[::2], parts[1::2], strict=True)]
 
 
-def _still_there(title: str, code: str, text: str) -> Step:
-    return Step(title, code, (_completed, _text(text)), is_after=True)
+def _still_there(title: str, code: str, text: str, *, undo: int = 0, branch: int = 0) -> Step:
+    return Step(title, code, (_completed, _text(text)), is_after=True, undo=undo, branch=branch)
 
 
 # ---------------------------------------------------------------------------------------------------- checks
@@ -93,6 +133,25 @@ def _completed(result: Result) -> str | None:
 
 def _survived(result: Result) -> str | None:
     return None if result.session.survived else f"the session should have survived ({result.session.note})"
+
+
+def _taken_back(result: Result) -> str | None:
+    if result.session.survived and result.session.rolled_back:
+        return None
+    return f"it should have been taken back ({result.session.note})"
+
+
+def _told_or_taken_back(result: Result) -> str | None:
+    told = result.error is not None and result.error.type == "MemoryError"
+    return (
+        None if told or result.session.rolled_back else f"it should have seen a MemoryError, or been taken back: {result.error}"
+    )
+
+
+def _ended_itself(result: Result) -> str | None:
+    if result.status == "failed" and result.error is not None and result.error.type == "ProcessDied":
+        return None
+    return f"its process should have ended, but it is “{result.status}” ({result.error})"
 
 
 def _showed_a_picture(result: Result) -> str | None:
@@ -129,6 +188,14 @@ def _made(path: str) -> Check:
     )
 
 
+def _deleted(path: str) -> Check:
+    return lambda result: (
+        None
+        if any(file.path == path and file.change == "deleted" for file in result.files)
+        else f"the file {path} should have been listed as deleted"
+    )
+
+
 def _failed(error: str, *, line: int) -> Check:
     def check(result: Result) -> str | None:
         if result.status != "failed" or result.error is None or result.error.type != error:
@@ -137,12 +204,6 @@ def _failed(error: str, *, line: int) -> Check:
         return None if shows else "the traceback does not name the line that failed"
 
     return check
-
-
-def _raised(error: str) -> Check:
-    return lambda result: (
-        None if result.error is not None and result.error.type == error else f"it should have seen a {error}, not {result.error}"
-    )
 
 
 def _hit(name: str, limit: float) -> Check:

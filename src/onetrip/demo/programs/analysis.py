@@ -16,7 +16,7 @@ means.insert(0, "count", penguins["species"].value_counts())
 means.to_csv("means.csv")
 means.T
 
-# %% Length and depth of bills
+# %% Bill length and depth
 def correlation(birds):
     return birds["bill_length_mm"].corr(birds["bill_depth_mm"])
 

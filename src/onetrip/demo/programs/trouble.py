@@ -43,5 +43,5 @@ reached = [
     attempt("become root", lambda: os.setuid(0)),
 ]
 processes = [name for name in os.listdir("/proc") if name.isdigit()]
-print(f"sees {len(processes)} process and {len(environ)} variables, the sandbox's own; its user is {os.getuid()}")
+print(f"sees {len(processes)} processes and {len(environ)} variables, the sandbox's own; its user is {os.getuid()}")
 sum(reached)
