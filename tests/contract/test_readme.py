@@ -11,7 +11,7 @@ from onetrip import environments
 from onetrip.errors import OnetripError
 
 README = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
-EXAMPLE, OUTPUT, STREAM = re.findall(r"^```(?:python|text)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+EXAMPLE, OUTPUT, BACK, BACK_OUTPUT, STREAM = re.findall(r"^```(?:python|text)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -27,10 +27,11 @@ def run(source: str, folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow
-def test_the_first_example_is_short_and_prints_what_the_readme_says(tmp_path):
-    assert len([line for line in EXAMPLE.splitlines() if line]) <= 10
-    done = run(EXAMPLE, tmp_path)
-    assert (done.stdout, done.stderr, done.returncode) == (OUTPUT, "", 0)
+@pytest.mark.parametrize(("example", "output"), [(EXAMPLE, OUTPUT), (BACK, BACK_OUTPUT)], ids=["first", "going back"])
+def test_the_first_examples_are_short_and_print_what_the_readme_says(tmp_path, example, output):
+    assert len([line for line in example.splitlines() if line]) <= 10
+    done = run(example, tmp_path)
+    assert (done.stdout, done.stderr, done.returncode) == (output, "", 0)
 
 
 @pytest.mark.slow
