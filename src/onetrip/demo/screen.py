@@ -43,7 +43,8 @@ class Screen:
     def begin(self) -> None:
         self._say(
             f"A program such as a model writes, with {PENGUINS} penguins of Antarctica as its data,",
-            "runs cell by cell in a sandbox on this machine. Then cells go wrong, and are taken back.",
+            "runs cell by cell in a sandbox on this machine. Then cells go wrong and are",
+            "taken back, and the session branches.",
             style="bold",
         )
         self._say("data: Gorman, Williams and Fraser 2014, palmerpenguins 0.1.6, CC0 1.0", style="dim")
