@@ -8,6 +8,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from errno import EINVAL, ESPIPE
 from pathlib import Path
 
 import pytest
@@ -165,6 +166,21 @@ def test_reset_counts_from_zero(group):
 
 
 @needs_groups
+def test_a_higher_peak_between_two_readings_is_seen_after_a_reset(group):
+    # Before Linux 6.12 nobody can reset the peak of version 2; what comes after is not to be lost for that.
+    with child_in(group, lambda: bytearray(b"x" * (20 * MIB))) as pid:
+        os.waitpid(pid, 0)
+    assert group.usage().peak_memory_bytes > 20 * MIB
+    group.reset_peak()
+    assert group.usage().peak_memory_bytes < 10 * MIB
+    with child_in(group, lambda: bytearray(b"x" * (40 * MIB))) as pid:
+        os.waitpid(pid, 0)
+    assert group.usage().peak_memory_bytes > 40 * MIB
+    group.reset_peak()
+    assert group.usage().peak_memory_bytes < 10 * MIB
+
+
+@needs_groups
 def test_remove_leaves_no_folder_and_no_descriptor(real):
     descriptors = len(os.listdir("/proc/self/fd"))
     for _ in range(20):
@@ -312,6 +328,41 @@ def test_v2_without_memory_is_none_with_reason_and_remedy(tmp_path):
     assert found.version == "none"
     assert set(found.reasons) >= {"memory", "pids", "cpu"}
     assert found.remedy is not None
+
+
+@pytest.mark.parametrize(
+    "number", [pytest.param(EINVAL, id="opened by root"), pytest.param(ESPIPE, id="opened by others, for reading only")]
+)
+def test_v2_whose_peak_cannot_be_reset_tells_a_higher_one_from_an_old_one(v2, monkeypatch, number):
+    group = cgroup.Group.create(v2.probe("user.slice"), "s1", memory_bytes=64 * MIB, processes=9)
+    (folder,) = (path for path in (v2.root / "user.slice" / f"onetrip-{os.geteuid()}").iterdir() if path.is_dir())
+
+    def refuse(fd: int, data: bytes, offset: int) -> int:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "pwrite", refuse)  # Linux < 6.12
+    assert group.renew()
+    assert group.usage().peak_memory_bytes == 1000  # what is in use: the 3000 are from before
+    (folder / "memory.peak").write_text("4000")
+    assert group.usage().peak_memory_bytes == 4000
+    monkeypatch.undo()
+    group.remove()
+
+
+def test_v2_before_the_kernel_had_a_peak_takes_the_highest_reading(v2):
+    found = v2.probe("user.slice")
+    without = cgroup.Hierarchy(
+        found.version, found.places, {}, None, lambda path: (v2.make(path), os.unlink(f"{path}/memory.peak")), v2.drop
+    )
+    group = cgroup.Group.create(without, "s1", memory_bytes=64 * MIB, processes=9)
+    (folder,) = (path for path in (v2.root / "user.slice" / f"onetrip-{os.geteuid()}").iterdir() if path.is_dir())
+    peaks = []
+    for used in (5000, 2000):
+        (folder / "memory.current").write_text(f"{used}")
+        peaks.append(group.usage().peak_memory_bytes)
+    group.reset_peak()
+    assert [*peaks, group.usage().peak_memory_bytes] == [5000, 5000, 2000]
+    group.remove()
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="needs an ordinary user: root may write everywhere")

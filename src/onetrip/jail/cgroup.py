@@ -16,7 +16,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from errno import EBADF, EBUSY, EINVAL, ENOENT
+from errno import EBADF, EBUSY, EINVAL, ENOENT, ESPIPE
 from typing import Final, Literal, NamedTuple
 
 PERIOD_US: Final = 100_000  # of the CPU quota: the kernel's default (Documentation/scheduler/sched-bwc)
@@ -189,8 +189,8 @@ class Group:
         self._made: list[str] = []
         self._written: dict[str, str] = {}
         self._fds: dict[str, int] = {}
-        self._peak_seen = 0
-        self._sampled_peak = False  # the kernel cannot reset the peak: take the highest reading instead
+        self._peak_seen = 0  # highest reading of the memory in use since `reset_peak`
+        self._old_peak = 0  # the kernel's peak at `reset_peak`, where it cannot be reset: a higher one is new, this one is not
         self._before = Usage(0, 0, 0, 0, 0)
         self.procs_fds: tuple[int, ...] = ()
 
@@ -229,8 +229,8 @@ class Group:
             self._fds[files.peak] = os.open(peak, os.O_RDWR | os.O_CLOEXEC)
         except PermissionError:  # Linux < 6.12: version 2 lets nobody reset it
             self._fds[files.peak] = os.open(peak, os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:  # Linux < 5.19
-            self._sampled_peak = True
+        except FileNotFoundError:  # Linux < 5.19: there is only the highest reading
+            pass
         self._open_procs()
 
     def _open_procs(self) -> None:
@@ -250,7 +250,8 @@ class Group:
     def set_limits(self, *, memory_bytes: int, processes: int, cpus: float | None = None) -> None:
         """Write what differs from what holds. `cpus` None leaves the share as it is.
 
-        Raises OSError (EBUSY in version 1) when the group already uses more memory than that and cannot give it back.
+        When the group already uses more memory than that and cannot give it back, version 1 raises OSError (EBUSY) and version 2
+        kills a process.
         """
         if self._hierarchy.version == "v2":
             self._write("memory", "memory.max", str(memory_bytes))
@@ -281,7 +282,8 @@ class Group:
         files, before = self._files, self._before
         memory = int(self._read(files.memory))
         self._peak_seen = max(self._peak_seen, memory)
-        peak = self._peak_seen if self._sampled_peak else max(memory, int(self._read(files.peak)))
+        peak = self._kernel_peak()
+        peak = max(self._peak_seen, peak if peak > self._old_peak else 0)
         raw = self._read(files.cpu)
         cpu = int(raw) // 1000 if files is _V1 else _field(raw, b"usage_usec")
         oom, forks = _field(self._read(files.oom), b"oom_kill"), _field(self._read(files.forks), b"max")
@@ -290,16 +292,22 @@ class Group:
     def _read(self, name: str) -> bytes:
         return os.pread(self._fds[name], 4096, 0)
 
+    def _kernel_peak(self) -> int:
+        return int(self._read(self._files.peak)) if self._files.peak in self._fds else 0
+
     def reset_peak(self) -> None:
-        """Let the peak start again from what is used at this moment."""
+        """Let the peak start again from what is used at this moment.
+
+        Where the kernel cannot do that, a later peak below the one before is the highest reading, and a higher one exact.
+        """
         self._peak_seen = 0
-        if not self._sampled_peak:
-            try:
+        try:
+            if self._files.peak in self._fds:
                 os.pwrite(self._fds[self._files.peak], b"0", 0)
-            except OSError as err:
-                if err.errno not in (EINVAL, EBADF):  # EBADF: opened for reading only
-                    raise
-                self._sampled_peak = True
+        except OSError as err:
+            if err.errno not in (EINVAL, ESPIPE, EBADF):  # the last two: opened for reading only
+                raise
+            self._old_peak = self._kernel_peak()
 
     def renew(self) -> bool:
         """Make the group ready for another sandbox: counting from zero, `procs_fds` open. False: not empty, to be removed.
