@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from onetrip.jail import cgroup
+from onetrip.jail import cgroup, cgroup_place
 
 MIB = 1 << 20
 REAL = cgroup.probe()
@@ -51,7 +51,7 @@ def child_in(group: cgroup.Group, body: Callable[[], None]) -> Iterator[int]:
 
 
 def v2_root() -> str:
-    return cgroup._mounts("/proc/self")["cgroup2"]
+    return cgroup_place._mounts("/proc/self")["cgroup2"]
 
 
 @pytest.fixture

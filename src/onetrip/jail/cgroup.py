@@ -2,9 +2,10 @@
 
 Theory of operation
 -------------------
-`probe` looks for a place where groups of ours may be made and says why where there is none. The group that the server was started
-in is never touched, nor moved out of. Below the place lies `onetrip-<uid>`, and in it one group per sandbox, named after the
-server that made it (pid and start time), so that `sweep` can tell the leftovers of a dead server from the groups of a live one.
+`probe` (cgroup_place.py) looks for a place where groups of ours may be made and says why where there is none. The group that the
+server was started in is never touched, nor moved out of. Below the place lies `onetrip-<uid>`, and in it one group per sandbox,
+named after the server that made it (pid and start time), so that `sweep` can tell the leftovers of a dead server from the groups of
+a live one.
 
 A process joins by itself: it inherits `procs_fds` and writes "0" to each. The kernel checks the permission of who opened the file.
 In version 1 the file is `tasks`, because a single thread that moves itself skips the lock over all forks of the machine
@@ -14,144 +15,17 @@ In version 1 the file is `tasks`, because a single thread that moves itself skip
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from errno import EBADF, EBUSY, EINVAL, ENOENT, ESPIPE
-from typing import Final, Literal, NamedTuple
+from typing import Final, NamedTuple
+
+from .cgroup_place import Hierarchy, probe, read_text, write
+
+__all__ = ["Group", "Hierarchy", "Usage", "probe", "sweep"]
 
 PERIOD_US: Final = 100_000  # of the CPU quota: the kernel's default (Documentation/scheduler/sched-bwc)
 REMOVE_S: Final = 2.0  # how long `remove` waits for the last process to be gone
 RESIDUE_BYTES: Final = 1 << 20  # what the kernel may still charge to an empty group that is used again
 _RETRY_S: Final = 0.001
-_WANTED_V1: Final = ("memory", "pids", "cpuacct", "cpu")
-_WANTED_V2: Final = ("memory", "pids", "cpu")
-_OPTIONAL: Final = "cpu"  # without it CPU time is still counted, and the share is bounded by pinning
-_REMEDY_V2: Final = "start it by `systemd-run --user --scope -p Delegate=yes`, or configure a delegated group (`cgroup_parent`)"
-_REMEDY_V1: Final = "make a group in each hierarchy, `chown -R` it to this user, and configure its path (`cgroup_parent`)"
-
-
-@dataclass(frozen=True, slots=True)
-class Hierarchy:
-    """Where our groups go. `version` "none": nowhere; then `reasons` (by controller) and `remedy` say why and what to do."""
-
-    version: Literal["v2", "v1", "none"]
-    places: Mapping[str, str] = field(
-        default_factory=dict[str, str]
-    )  # usable controller → folder in which `onetrip-<uid>` is made
-    reasons: Mapping[str, str] = field(default_factory=dict[str, str])  # unusable controller → why
-    remedy: str | None = None
-    make: Callable[[str], None] = os.mkdir  # the seam: tests stand in for the kernel, which fills a new folder with files
-    drop: Callable[[str], None] = os.rmdir
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """What holds a limit, as reported with each result."""
-        return tuple(f"cgroup-{self.version}:{name}" for name in self.places if name != "cpuacct")
-
-    @property
-    def groups(self) -> int:
-        """How many folders a group has, which is how many files a process writes to in order to join it."""
-        return len({self.base(controller) for controller in self.places})
-
-    def base(self, controller: str) -> str:
-        return f"{self.places[controller]}/onetrip-{os.geteuid()}"
-
-
-def probe(parent: str | None = None, *, proc: str = "/proc/self") -> Hierarchy:
-    """Find the best place. `parent` is the group that the configuration names, as a path below the hierarchy's root.
-
-    In version 2 this may switch controllers on in the place's `cgroup.subtree_control`; otherwise it only looks.
-    """
-    mounts, own = _mounts(proc), _own_groups(proc)
-    found = [_probe_v2(mounts["cgroup2"], own.get("", "/"), parent)] if "cgroup2" in mounts else []
-    found.append(_probe_v1(mounts, parent))
-    for hierarchy in found:
-        if hierarchy.version != "none":
-            return hierarchy
-    # Explain the one that has more to offer: a version 2 without controllers stands beside many a version 1.
-    return min(found, key=lambda hierarchy: sum("no such controller" in reason for reason in hierarchy.reasons.values()))
-
-
-def _mounts(proc: str) -> dict[str, str]:
-    """Mount point of version 2 ("cgroup2") and of each controller of version 1."""
-    points: dict[str, str] = {}
-    with open(f"{proc}/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
-        for line in lines:
-            before, _, after = line.partition(" - ")
-            kind, _, options = after.split()[:3]
-            point = before.split()[4].encode().decode("unicode_escape")  # spaces are written as \040
-            if kind == "cgroup2":
-                points.setdefault("cgroup2", point)
-            elif kind == "cgroup":
-                points |= {option: point for option in options.split(",") if option in _WANTED_V1}
-    return points
-
-
-def _own_groups(proc: str) -> dict[str, str]:
-    """Controllers → group of this process; version 2 under ""."""
-    with open(f"{proc}/cgroup", encoding="utf-8", errors="surrogateescape") as lines:
-        return {line.split(":", 2)[1]: line.rstrip("\n").split(":", 2)[2] for line in lines}
-
-
-def _probe_v1(mounts: Mapping[str, str], parent: str | None) -> Hierarchy:
-    places: dict[str, str] = {}
-    reasons: dict[str, str] = {}
-    for name in _WANTED_V1:
-        place = _join(mounts[name], parent) if name in mounts else None
-        if place is None:
-            reasons[name] = "no such controller is mounted"
-        elif not os.path.isdir(place):
-            reasons[name] = f"{place} does not exist"
-        elif not os.access(place, os.W_OK | os.X_OK):
-            reasons[name] = f"{place} is not writable for this user"
-        else:
-            places[name] = place
-    if any(name != _OPTIONAL for name in reasons):
-        return Hierarchy("none", {}, reasons, _REMEDY_V1)
-    return Hierarchy("v1", places, reasons, _REMEDY_V1 if reasons else None)
-
-
-def _probe_v2(root: str, own: str, parent: str | None) -> Hierarchy:
-    reasons: dict[str, str] = {}
-    for place in _candidates_v2(root, own, parent):
-        if not os.path.isdir(place):
-            reasons = dict.fromkeys(_WANTED_V2, f"{place} does not exist")
-            continue
-        controllers = _read_text(f"{place}/cgroup.controllers").split()
-        reasons = {name: f"no such controller in {place}" for name in _WANTED_V2 if name not in controllers}
-        if not all(os.access(path, os.W_OK) for path in (place, f"{place}/cgroup.procs", f"{place}/cgroup.subtree_control")):
-            reasons = dict.fromkeys(_WANTED_V2, f"{place} is not delegated to this user") | reasons
-            continue
-        for name in _WANTED_V2:
-            if name not in reasons and name not in _read_text(f"{place}/cgroup.subtree_control").split():
-                try:
-                    _write(f"{place}/cgroup.subtree_control", f"+{name}")
-                except OSError as err:
-                    reasons[name] = f"{place} does not pass it on: {err.strerror}"
-        if all(name == _OPTIONAL for name in reasons):
-            places = {name: place for name in _WANTED_V2 if name not in reasons}
-            return Hierarchy("v2", places, reasons, _REMEDY_V2 if reasons else None)
-    return Hierarchy("none", {}, reasons, _REMEDY_V2)
-
-
-def _candidates_v2(root: str, own: str, parent: str | None) -> Iterator[str]:
-    """The configured place alone, or else every group above our own, the nearest first (our own holds processes: ours)."""
-    above = _join(root, own)
-    if parent is not None:
-        yield _join(root, parent)
-        return
-    while above != root:
-        above = os.path.dirname(above)
-        yield above
-    if own == "/":
-        yield root
-
-
-def _join(root: str, below: str | None) -> str:
-    return os.path.join(root, (below or "").removeprefix(root).strip("/")).rstrip("/")
-
-
-# ---------------------------------------------------------------------------------------------------- one group
 
 
 class Usage(NamedTuple):
@@ -216,9 +90,9 @@ class Group:
     def _set_once(self) -> None:
         if self._hierarchy.version == "v2":
             with contextlib.suppress(FileNotFoundError):  # a kernel without swap
-                self._write("memory", "memory.swap.max", "0")
+                self.write("memory", "memory.swap.max", "0")
         elif not os.path.exists(f"{self._folders['memory']}/memory.memsw.limit_in_bytes"):
-            self._write("memory", "memory.swappiness", "0")
+            self.write("memory", "memory.swappiness", "0")
 
     def _open(self) -> None:
         files, cpu = self._files, "cpuacct" if self._hierarchy.version == "v1" else "memory"
@@ -254,7 +128,7 @@ class Group:
         kills a process.
         """
         if self._hierarchy.version == "v2":
-            self._write("memory", "memory.max", str(memory_bytes))
+            self.write("memory", "memory.max", str(memory_bytes))
         else:
             # memory + swap may never be below memory: the one that grows goes first.
             names = ["memory.limit_in_bytes", "memory.memsw.limit_in_bytes"]
@@ -263,18 +137,18 @@ class Group:
             elif memory_bytes > int(self._written.get(names[0], "0")) and names[0] in self._written:
                 names.reverse()
             for name in names:
-                self._write("memory", name, str(memory_bytes))
-        self._write("pids", "pids.max", str(processes))
+                self.write("memory", name, str(memory_bytes))
+        self.write("pids", "pids.max", str(processes))
         if cpus is not None and "cpu" in self._folders:
             quota = str(max(1000, int(cpus * PERIOD_US)))  # the kernel's least is 1 ms
             if self._hierarchy.version == "v2":
-                self._write("cpu", "cpu.max", f"{quota} {PERIOD_US}")
+                self.write("cpu", "cpu.max", f"{quota} {PERIOD_US}")
             else:
-                self._write("cpu", "cpu.cfs_quota_us", quota)
+                self.write("cpu", "cpu.cfs_quota_us", quota)
 
-    def _write(self, controller: str, name: str, value: str) -> None:
+    def write(self, controller: str, name: str, value: str) -> None:
         if self._written.get(name) != value:
-            _write(f"{self._folders[controller]}/{name}", value)
+            write(f"{self._folders[controller]}/{name}", value)
             self._written[name] = value
 
     def usage(self) -> Usage:
@@ -323,9 +197,8 @@ class Group:
             self._open_procs()
         return True
 
-    def members(self) -> list[int]:
-        """The processes in it, by their numbers here."""
-        return [int(line) for line in _read_text(f"{self._made[0]}/cgroup.procs").split()]
+    def _members(self) -> list[int]:
+        return [int(line) for line in read_text(f"{self._made[0]}/cgroup.procs").split()]
 
     def remove(self, *, deadline_s: float = REMOVE_S) -> None:
         """Remove the group, whose processes are dead or dying; again does no harm. OSError (EBUSY) after `deadline_s`."""
@@ -371,7 +244,7 @@ def _make_folder(hierarchy: Hierarchy, folder: str) -> None:
             hierarchy.make(base)
         with contextlib.suppress(FileNotFoundError):
             if hierarchy.version == "v2":
-                _write(f"{base}/cgroup.subtree_control", " ".join(f"+{name}" for name in hierarchy.places))
+                write(f"{base}/cgroup.subtree_control", " ".join(f"+{name}" for name in hierarchy.places))
             hierarchy.make(folder)
             return
     raise OSError(ENOENT, os.strerror(ENOENT), base)
@@ -380,7 +253,7 @@ def _make_folder(hierarchy: Hierarchy, folder: str) -> None:
 def _start_time(pid: int) -> str | None:
     """When the process started, in clock ticks after boot: field 22 of proc_pid_stat(5). None: there is no such process."""
     try:
-        return _read_text(f"/proc/{pid}/stat").rpartition(")")[2].split()[19]
+        return read_text(f"/proc/{pid}/stat").rpartition(")")[2].split()[19]
     except (FileNotFoundError, ProcessLookupError):
         return None
 
@@ -388,18 +261,3 @@ def _start_time(pid: int) -> str | None:
 def _field(raw: bytes, name: bytes) -> int:
     """A value from lines of `name value`; 0 where the kernel does not have it."""
     return next((int(line.split()[1]) for line in raw.splitlines() if line.startswith(name + b" ")), 0)
-
-
-def _read_text(path: str) -> str:
-    with open(path, encoding="utf-8", errors="surrogateescape") as file:
-        return file.read()
-
-
-def _write(path: str, value: str) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC)
-    try:
-        os.write(fd, value.encode())
-    except OSError as err:
-        raise OSError(err.errno, err.strerror, path) from err
-    finally:
-        os.close(fd)
