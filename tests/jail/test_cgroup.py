@@ -8,7 +8,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from errno import EINVAL, ESPIPE
+from errno import EBUSY, EINVAL, ESPIPE
 from pathlib import Path
 
 import pytest
@@ -18,6 +18,9 @@ from onetrip.jail import cgroup, cgroup_place
 MIB = 1 << 20
 REAL = cgroup.probe()
 needs_groups = pytest.mark.skipif(REAL.version == "none", reason=f"no usable control groups: {dict(REAL.reasons)}")
+needs_v2 = pytest.mark.skipif(
+    REAL.version != "v2", reason="no usable control groups of version 2 on this kernel: see `make vm-test`"
+)
 
 
 def _kill_members(group) -> None:
@@ -226,6 +229,70 @@ def test_a_configured_place_that_is_not_there_is_named():
     assert "cgroup_parent" in (found.remedy or "")
 
 
+# ---------------------------------------------------------------------------------------------------- version 2, where it is real
+
+
+def run_as(uid: int, body: Callable[[], str]) -> str:
+    """What `body` returns in a fork that has become another user; nothing when it fails."""
+    read_end, write_end = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.setgroups([])
+            os.setresgid(uid, uid, uid)
+            os.setresuid(uid, uid, uid)
+            os.write(write_end, body().encode())
+        finally:
+            os._exit(0)
+    os.close(write_end)
+    with open(read_end, encoding="utf-8") as answer:
+        said = answer.read()
+    os.waitpid(pid, 0)
+    return said
+
+
+@needs_v2
+def test_controllers_that_were_switched_off_in_our_place_are_switched_on_again(real):
+    # systemd does so for what no unit of its own needs.
+    cgroup_place.write(f"{real.places['cpu']}/cgroup.subtree_control", "-cpu -memory")
+    group = cgroup.Group.create(real, "again", memory_bytes=64 * MIB, processes=8, cpus=0.5)
+    with pytest.raises(OSError, match="busy"):  # now that a group of ours has it, nobody can
+        cgroup_place.write(f"{real.places['cpu']}/cgroup.subtree_control", "-cpu")
+    group.remove()
+
+
+@needs_v2
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: it delegates to another user")
+def test_a_delegated_place_that_lies_apart_from_our_own_is_refused_and_one_above_it_is_taken():
+    place, uid = f"{v2_root()}/onetrip-apart-{os.getpid()}", 65534
+
+    def look() -> str:
+        found = cgroup.probe(os.path.basename(place))
+        if found.version == "none":
+            return f"none: {found.reasons['memory']}"
+        group = cgroup.Group.create(found, "apart", memory_bytes=64 * MIB, processes=8)
+        with child_in(group, signal.pause):
+            members = len(group._members())
+            _kill_members(group)
+        group.remove()
+        cgroup.sweep(found)
+        return f"{found.version}: {members}"
+
+    own = f"{v2_root()}{cgroup_place._own_groups('/proc/self')['']}"
+    os.mkdir(place)
+    os.mkdir(f"{place}/server")
+    try:
+        for path in (place, f"{place}/cgroup.procs", f"{place}/cgroup.subtree_control", f"{place}/server/cgroup.procs"):
+            os.chown(path, uid, uid)
+        assert run_as(uid, look).endswith(f"{v2_root()} is not delegated to this user")
+        cgroup_place.write(f"{place}/server/cgroup.procs", "0")
+        assert run_as(uid, look) == "v2: 1"
+    finally:
+        cgroup_place.write(f"{own}/cgroup.procs", "0")
+        os.rmdir(f"{place}/server")
+        os.rmdir(place)
+
+
 # ---------------------------------------------------------------------------------------------------- version 2, made of files
 
 
@@ -363,6 +430,83 @@ def test_v2_before_the_kernel_had_a_peak_takes_the_highest_reading(v2):
     group.reset_peak()
     assert [*peaks, group.usage().peak_memory_bytes] == [5000, 5000, 2000]
     group.remove()
+
+
+def test_v2_controllers_that_were_switched_off_are_switched_on_again(v2):
+    found = v2.probe("user.slice")
+    place = v2.root / "user.slice"
+    (place / "cgroup.subtree_control").write_text("memory pids")  # as systemd does with what no unit of its own needs
+
+    def make(path: str) -> None:
+        there = os.path.isdir(path)
+        if not there:
+            v2.make(path)
+        if os.path.dirname(path) == str(place):
+            passed_on = v2.controllers if "cpu" in (place / "cgroup.subtree_control").read_text() else "memory pids"
+            Path(path, "cgroup.controllers").write_text(passed_on)
+        if there:
+            raise FileExistsError(path)
+
+    hierarchy = cgroup.Hierarchy(found.version, found.places, {}, None, make, v2.drop)
+    group = cgroup.Group.create(hierarchy, "s1", memory_bytes=64 * MIB, processes=9, cpus=1.0)
+    assert (place / "cgroup.subtree_control").read_text() == "+cpu"
+    group.remove()
+
+
+def test_v2_controllers_that_are_gone_altogether_are_named(v2):
+    found = v2.probe("user.slice")
+    for folder, _, _ in os.walk(v2.root):
+        Path(folder, "cgroup.controllers").write_text("memory pids")
+    v2.controllers = "memory pids"
+    with pytest.raises(FileNotFoundError, match=r"no such controller: cpu: .*/user.slice/onetrip-"):
+        cgroup.Group.create(found, "s1", memory_bytes=MIB, processes=1)
+
+
+def test_v2_switches_a_controller_on_from_the_top_where_our_place_lacks_it(v2):
+    # At boot systemd gives a slice only memory and pids.
+    lacking = v2.root / "user.slice/user@1000.service/app.slice"
+    (lacking / "cgroup.controllers").write_text("memory pids")
+    assert v2.probe().reasons == {"cpu": f"no such controller in {lacking}"}  # a plain file does not change by itself
+    assert (lacking.parent / "cgroup.subtree_control").read_text() == "+cpu"
+
+
+def test_v2_place_with_processes_in_it_is_left_as_it_is(tmp_path, monkeypatch):
+    # A container's root. Switching on pids, which the kernel would allow, spoils it for the remedy: moving into a group below.
+    kernel = FakeKernel(tmp_path, "/", "cpu io memory pids\n")
+    (kernel.root / "cgroup.subtree_control").write_text("")
+    written = []
+
+    def write(path: str, value: str) -> None:
+        written.append(value)
+        if "memory" in value:
+            raise OSError(EBUSY, os.strerror(EBUSY), path)
+
+    monkeypatch.setattr(cgroup_place, "write", write)
+    found = kernel.probe()
+    assert (found.version, written) == ("none", ["+memory +pids"])
+    assert set(found.reasons.values()) == {f"{kernel.root} does not pass it on: there are processes in it"}
+
+
+def test_v2_our_own_group_outside_of_our_view_is_no_obstacle(tmp_path):
+    # Moved out of its namespace, a process sees its own group above the root (cgroup_namespaces(7)).
+    kernel = FakeKernel(tmp_path, "/", "cpu io memory pids\n")
+    (kernel.proc / "cgroup").write_text("0::/../elsewhere\n")
+    assert kernel.probe().places["memory"] == str(kernel.root)
+
+
+def test_v2_place_that_is_a_folder_and_no_group_does_not_exist(v2):
+    os.mkdir(v2.root / "plain")
+    assert v2.probe("plain").reasons["memory"].endswith("plain does not exist")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="needs an ordinary user: root may write everywhere")
+def test_v2_delegated_apart_from_our_own_group_is_refused_because_nothing_may_move_there(v2):
+    v2.make(str(v2.root / "apart"))
+    assert v2.probe("apart").version == "v2"
+    os.chmod(v2.root / "cgroup.procs", 0o444)
+    found = v2.probe("apart")
+    assert (found.version, found.reasons["memory"].startswith(f"no process may move there from {OWN}: ")) == ("none", True)
+    assert v2.probe("user.slice").version == "v2"  # above our own: the root has no say in it
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="needs an ordinary user: root may write everywhere")

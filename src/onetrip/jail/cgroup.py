@@ -15,10 +15,10 @@ In version 1 the file is `tasks`, because a single thread that moves itself skip
 import contextlib
 import os
 import time
-from errno import EBADF, EBUSY, EINVAL, ENOENT, ESPIPE
+from errno import EBADF, EBUSY, EINVAL, ESPIPE
 from typing import Final, NamedTuple
 
-from .cgroup_place import Hierarchy, probe, read_text, write
+from .cgroup_place import Hierarchy, pass_on, probe, read_text, write
 
 __all__ = ["Group", "Hierarchy", "Usage", "probe", "sweep"]
 
@@ -239,15 +239,18 @@ def sweep(hierarchy: Hierarchy) -> int:
 
 def _make_folder(hierarchy: Hierarchy, folder: str) -> None:
     base = os.path.dirname(folder)
-    for _ in range(3):  # a sweep of another server of ours may take the base away in between
+    for last in (False, False, True):  # a sweep of another server of ours may take the base away in between
         with contextlib.suppress(FileExistsError):
             hierarchy.make(base)
-        with contextlib.suppress(FileNotFoundError):
+        try:
             if hierarchy.version == "v2":
-                write(f"{base}/cgroup.subtree_control", " ".join(f"+{name}" for name in hierarchy.places))
+                # Also above: until a group of ours has a controller, systemd switches it off where no unit of its own needs it.
+                pass_on(base, hierarchy.places)
             hierarchy.make(folder)
             return
-    raise OSError(ENOENT, os.strerror(ENOENT), base)
+        except FileNotFoundError:
+            if last:
+                raise
 
 
 def _start_time(pid: int) -> str | None:

@@ -1,14 +1,19 @@
 """Where control groups of ours may be made: version 2 or 1 of the kernel's, or nowhere, and then why and what to do about it."""
 
+import contextlib
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from errno import EBUSY, ENOENT
 from typing import Final, Literal
 
 _WANTED_V1: Final = ("memory", "pids", "cpuacct", "cpu")
 _WANTED_V2: Final = ("memory", "pids", "cpu")
 _OPTIONAL: Final = "cpu"  # without it CPU time is still counted, and the share is bounded by pinning
-_REMEDY_V2: Final = "start it by `systemd-run --user --scope -p Delegate=yes`, or configure a delegated group (`cgroup_parent`)"
+_REMEDY_V2: Final = (
+    "start it by `systemd-run --user --scope -p Delegate=yes`; in a service or a container, in a group below one that is delegated "
+    "to this user (systemd 254: `Delegate=yes` and `DelegateSubgroup=`), which `cgroup_parent` may name"
+)
 _REMEDY_V1: Final = "make a group in each hierarchy, `chown -R` it to this user, and configure its path (`cgroup_parent`)"
 
 
@@ -42,7 +47,7 @@ class Hierarchy:
 def probe(parent: str | None = None, *, proc: str = "/proc/self") -> Hierarchy:
     """Find the best place. `parent` is the group that the configuration names, as a path below the hierarchy's root.
 
-    In version 2 this may switch controllers on in the place's `cgroup.subtree_control`; otherwise it only looks.
+    In version 2 this may switch controllers on, in `cgroup.subtree_control` of the place and above; otherwise it only looks.
     """
     mounts, own = _mounts(proc), _own_groups(proc)
     found = [_probe_v2(mounts["cgroup2"], own.get("", "/"), parent)] if "cgroup2" in mounts else []
@@ -96,24 +101,59 @@ def _probe_v1(mounts: Mapping[str, str], parent: str | None) -> Hierarchy:
 def _probe_v2(root: str, own: str, parent: str | None) -> Hierarchy:
     reasons: dict[str, str] = {}
     for place in _candidates_v2(root, own, parent):
-        if not os.path.isdir(place):
+        if not os.path.exists(f"{place}/cgroup.controllers"):
             reasons = dict.fromkeys(_WANTED_V2, f"{place} does not exist")
             continue
-        controllers = read_text(f"{place}/cgroup.controllers").split()
-        reasons = {name: f"no such controller in {place}" for name in _WANTED_V2 if name not in controllers}
         if not all(os.access(path, os.W_OK) for path in (place, f"{place}/cgroup.procs", f"{place}/cgroup.subtree_control")):
-            reasons = dict.fromkeys(_WANTED_V2, f"{place} is not delegated to this user") | reasons
+            reasons = dict.fromkeys(_WANTED_V2, f"{place} is not delegated to this user")
             continue
-        for name in _WANTED_V2:
-            if name not in reasons and name not in read_text(f"{place}/cgroup.subtree_control").split():
-                try:
-                    write(f"{place}/cgroup.subtree_control", f"+{name}")
-                except OSError as err:
-                    reasons[name] = f"{place} does not pass it on: {err.strerror}"
+        # Who moves a process must have power over the group above both places as well (cgroups(7), "delegation containment").
+        above = os.path.commonpath([place, _join(root, own)])
+        if not os.access(f"{above}/cgroup.procs", os.W_OK):
+            reasons = dict.fromkeys(_WANTED_V2, f"no process may move there from {own}: {above} is not delegated to this user")
+            continue
+        reasons = _switch_on(place)
         if all(name == _OPTIONAL for name in reasons):
             places = {name: place for name in _WANTED_V2 if name not in reasons}
             return Hierarchy("v2", places, reasons, _REMEDY_V2 if reasons else None)
     return Hierarchy("none", {}, reasons, _REMEDY_V2)
+
+
+def _switch_on(place: str) -> dict[str, str]:
+    """Have the place pass on all that we want. Returns why not, by controller."""
+    on = read_text(f"{place}/cgroup.subtree_control").split()
+    # All that we cannot do without in one write: where processes are in the place, the kernel refuses memory but would take pids,
+    # and from then on nobody could move those processes into a group below, which is the remedy (cgroups(7), "threaded").
+    for names, failed in (([name for name in _WANTED_V2 if name != _OPTIONAL], _WANTED_V2), ([_OPTIONAL], (_OPTIONAL,))):
+        try:
+            if off := [name for name in names if name not in on]:
+                pass_on(place, off)
+        except OSError as err:
+            return {name: _why_not_passed_on(place, name, err) for name in failed}
+    return {}
+
+
+def pass_on(place: str, controllers: Iterable[str]) -> None:
+    """Switch controllers on for the groups below, and for `place` itself where it lacks one and we may. Raises OSError."""
+    lacking, above = _lacking(place, controllers), os.path.dirname(place)
+    if lacking and os.path.exists(f"{above}/cgroup.controllers"):
+        with contextlib.suppress(OSError):  # not ours to change: then it stays lacking
+            pass_on(above, lacking)
+        lacking = _lacking(place, controllers)
+    if lacking:
+        raise OSError(ENOENT, f"no such controller: {' '.join(lacking)}", place)
+    write(f"{place}/cgroup.subtree_control", " ".join(f"+{name}" for name in controllers))
+
+
+def _lacking(place: str, controllers: Iterable[str]) -> list[str]:
+    there = read_text(f"{place}/cgroup.controllers").split()
+    return [name for name in controllers if name not in there]
+
+
+def _why_not_passed_on(place: str, name: str, err: OSError) -> str:
+    if _lacking(place, [name]):
+        return f"no such controller in {place}"
+    return f"{place} does not pass it on: {'there are processes in it' if err.errno == EBUSY else err.strerror}"
 
 
 def _candidates_v2(root: str, own: str, parent: str | None) -> Iterator[str]:
