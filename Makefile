@@ -4,6 +4,7 @@
 #   make bench   the numbers, on this machine               make check   format, lint, types, layers, unit tests
 #   make endurance  10,000 one-shots and 500 sessions with every violent end; then nothing may be left
 #   make env     only set up                                make clean   remove what make made
+#   make vm-test  what touches control groups, in a virtual machine that has version 2 only: root, Debian, half an hour (docs/vm-test.md)
 #   make attacks, make corpus    the suites in ../shared (or where ONETRIP_SHARED says): minutes, and half an hour; the corpus'
 #                packages need Python 3.11.5 or later: make corpus CORPUS_PYTHON=/path/to/python3.11 where .venv's is older
 #
@@ -11,7 +12,7 @@
 
 SHELL := /bin/sh
 .DELETE_ON_ERROR:
-.PHONY: demo test check bench endurance env clean attacks corpus
+.PHONY: demo test check bench endurance env clean attacks corpus vm-test
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -54,10 +55,14 @@ corpus: $(MADE)-test $(MADE)-env
 		$(BIN)/onetrip env build corpus --requirements "$(SHARED)/corpus/packages.txt" $(if $(CORPUS_PYTHON),--python "$(CORPUS_PYTHON)")
 	@ONETRIP_CORPUS=1 ONETRIP_SHARED="$(SHARED)" $(BIN)/python -m pytest tests/corpus
 
+# VM_TESTS="files" runs others; tests/vm/run names the other variables
+vm-test: $(MADE)-test $(MADE)-env
+	@tests/vm/run $(VM_TESTS)
+
 env: $(MADE)-env
 
 clean:
-	rm -rf $(VENV) .hypothesis .ruff_cache dist demo-output
+	rm -rf $(VENV) .hypothesis .ruff_cache dist demo-output vm-test.log
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A .venv that was moved, or whose interpreter is gone, is made anew: its scripts hold absolute paths.

@@ -80,6 +80,6 @@ def test_every_file_says_its_job_in_its_first_line_and_stays_under_400_lines():
 
 
 def test_the_scripts_of_the_checkout_are_shell_that_parses():
-    for script in sorted((ROOT / ".ci").iterdir()):
+    for script in [*sorted((ROOT / ".ci").iterdir()), *(ROOT / "tests" / "vm" / name for name in ("run", "guest", "subgroup"))]:
         interpreter = script.read_text("utf-8").splitlines()[0].split("/")[-1].split()[-1]
         assert subprocess.run([interpreter, "-n", str(script)], capture_output=True, text=True, check=False).stderr == ""
