@@ -113,7 +113,7 @@ class Group:
     def adopt(self, pid: int) -> None:
         """Move a process here from outside; what it holds already stays charged where it was. Raises OSError."""
         for folder in self._made:
-            _write(f"{folder}/{self._files.join}", str(pid))
+            write(f"{folder}/{self._files.join}", str(pid))
 
     def close_procs(self) -> None:
         """Close `procs_fds`, once the child has them."""
@@ -197,7 +197,8 @@ class Group:
             self._open_procs()
         return True
 
-    def _members(self) -> list[int]:
+    def members(self) -> list[int]:
+        """The processes in it, by their numbers here."""
         return [int(line) for line in read_text(f"{self._made[0]}/cgroup.procs").split()]
 
     def remove(self, *, deadline_s: float = REMOVE_S) -> None:
