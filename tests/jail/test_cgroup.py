@@ -24,7 +24,7 @@ needs_v2 = pytest.mark.skipif(
 
 
 def _kill_members(group) -> None:
-    for pid in group._members():
+    for pid in group.members():
         os.kill(pid, signal.SIGKILL)
 
 
@@ -272,7 +272,7 @@ def test_a_delegated_place_that_lies_apart_from_our_own_is_refused_and_one_above
             return f"none: {found.reasons['memory']}"
         group = cgroup.Group.create(found, "apart", memory_bytes=64 * MIB, processes=8)
         with child_in(group, signal.pause):
-            members = len(group._members())
+            members = len(group.members())
             _kill_members(group)
         group.remove()
         cgroup.sweep(found)
