@@ -231,6 +231,7 @@ async def main(one_shots: int, sessions: int, in_flight: int) -> int:
             await run_all(engine, one_shot, mixture(one_shots, 0.7, dice), in_flight, record, progress)
             await run_all(engine, session, mixture(sessions, 0.2, dice), in_flight, record, progress)
             idle_after = await at_rest(engine, lambda: Counts.take(folder), idle)
+        await asyncio.get_running_loop().shutdown_default_executor()  # its threads are the caller's, not the engine's
         closed = await at_rest(None, lambda: Counts.take(folder, exactly=True), nothing)
         leftovers = [describe(pid) for pid in descendants(os.getpid())]
     print(table(("before the engine", "idle", "idle afterwards", "engine closed"), (nothing, idle, idle_after, closed)))

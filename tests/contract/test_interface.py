@@ -38,10 +38,11 @@ def test_a_program_that_fails_is_a_result(either, code):
 
 
 @pytest.mark.spec("API-03")
-def test_what_comes_after_the_end_of_a_session_is_our_exception(session):
-    assert not session.run("import os; os._exit(0)").session.survived
-    with pytest.raises(SessionGone) as gone:
-        session.run("1")
+def test_what_comes_after_the_end_of_a_session_is_our_exception(ot):
+    with ot.session(checkpoints=0) as session:
+        assert not session.run("import os; os._exit(0)").session.survived
+        with pytest.raises(SessionGone) as gone:
+            session.run("1")
     assert isinstance(gone.value, OnetripError)
     assert gone.value.hint
 

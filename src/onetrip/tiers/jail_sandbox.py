@@ -60,7 +60,7 @@ class JailSandbox:
     ) -> None:
         self.id, self.node, self.meta = fixed.name, fixed.node, fixed.meta
         self._fixed, self._limits, self.room, self._group = fixed, limits, room, group
-        self._asleep = asleep  # how many checkpoints there may be
+        self._asleep, self._data_bytes = asleep, 0  # the former: how many checkpoints there may be
         self._on_close, self._on_leave = on_close, on_leave  # the latter for branches
         self._callback: Callable[[Exit], None] | None = None
         self._closed = self._has_branches = False
@@ -76,7 +76,7 @@ class JailSandbox:
         self._scratch = -1  # the file system of /tmp and /dev/shm, where files are to be sampled, too
         self._pid = FIRST if fixed.open_room is None else outside_of(room.runner)
         if group is None and room.sampler is None:
-            resident, _ = self._statm()
+            resident, _ = self._statm(self._pid)
             room.sampler = usage.Sampler(
                 room.proc,
                 baseline_bytes=resident,
@@ -109,9 +109,11 @@ class JailSandbox:
         self.room.users += 1
         self._has_branches = True
         fixed = dataclasses.replace(self._fixed, name=spec.id, meta=spec.meta, branches=f"{folder}/branches")
-        return JailSandbox(
+        branch = JailSandbox(
             fixed, spec.limits, self.room, fds, group=group, on_close=on_close, on_leave=on_leave, asleep=spec.asleep
         )
+        branch._data_bytes = self._data_bytes
+        return branch
 
     @property
     def hard_memory(self) -> bool:
@@ -130,10 +132,10 @@ class JailSandbox:
             return "at this level a program has no process namespace of its own"
         return None if self._fixed.is_bound else "without Landlock a program could write to its checkpoints"
 
-    def _statm(self) -> tuple[int, int]:
-        """Resident and private writable memory of the runner now, in bytes (proc_pid_statm(5)); zeros when it is gone."""
+    def _statm(self, pid: int) -> tuple[int, int]:
+        """Resident and private writable memory of a process now, in bytes (proc_pid_statm(5)); zeros when it is gone."""
         try:
-            fd = os.open(f"{self._pid}/statm", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self.room.proc)
+            fd = os.open(f"{pid}/statm", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self.room.proc)
             with open(fd, "rb") as file:
                 fields = file.read().split()
         except OSError:
@@ -153,8 +155,8 @@ class JailSandbox:
         file_bytes = limits.disk_mb * _MIB
         # A single process that asks for too much gets a MemoryError and lives; the control group is the wall behind it. Counted
         # from what the zygote holds already, because the limit is on all private writable memory of the process (setrlimit(2)).
-        data_bytes = self._statm()[1] + limits.memory_mb * _MIB * 15 // 16
-        wanted = {resource.RLIMIT_FSIZE: file_bytes, resource.RLIMIT_DATA: data_bytes}
+        self._data_bytes = self._statm(self._pid)[1] + limits.memory_mb * _MIB * 15 // 16
+        wanted = {resource.RLIMIT_FSIZE: file_bytes, resource.RLIMIT_DATA: self._data_bytes}
         pid = outside_of(self.room.runner)
         for which, value in wanted.items():
             resource.prlimit(pid, which, (value, value))
@@ -182,9 +184,15 @@ class JailSandbox:
         self._processes.follow(live, sender)
         self._exit = None
         with contextlib.suppress(OSError):  # it has ended, which is told of elsewhere
+            pid = outside_of(self._processes.handle)
             if self._on_leave is not None and self._group is not None:
-                self._group.adopt(outside_of(self._processes.handle))
-            self._bound_processes(outside_of(self._processes.handle))
+                self._group.adopt(pid)
+            self._bound_processes(pid)
+            if self._group is not None:
+                # What checkpoints hold is not to be had, so that it is still a MemoryError which comes first.
+                free = max(0, self._limits.memory_mb * _MIB - self._group.usage().memory_bytes)
+                data_bytes = self._statm(live)[1] + free * 15 // 16
+                resource.prlimit(pid, resource.RLIMIT_DATA, (min(data_bytes, self._data_bytes), self._data_bytes))
 
     def _count_asleep(self, more: int) -> None:
         self._processes.asleep += more

@@ -93,7 +93,7 @@ def test_a_session_that_was_closed_is_gone(ot):
 
 @pytest.mark.spec("API-01", "LIM-08")
 def test_a_session_whose_process_ended_says_how(ot):
-    with ot.session() as session:
+    with ot.session(checkpoints=0) as session:
         result = session.run("import os; os._exit(7)")
         assert result.session.survived is False
         assert result.session.note
