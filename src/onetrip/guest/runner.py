@@ -134,6 +134,7 @@ class Runner:
             self._attempt(name, _flush_replaced, final=final)
         if final:
             self._end(name, source)
+        self._listener.touch_mapped()
         self._streams.pass_on_all()
         return outcome.report()
 
