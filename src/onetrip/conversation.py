@@ -40,6 +40,7 @@ class Conversation:
         self._loop = asyncio.get_running_loop()
         self._wakeup: asyncio.Future[None] | None = None
         self._moved: wire.Kept | wire.Live | None = None
+        self._refusal: str | None = None
         self.protocol = wire.HostProtocol()
         self.ended: str | None = None
         self.fallen: str | None = None
@@ -142,6 +143,8 @@ class Conversation:
                 return
             self._moved = message
             self.fallen = None
+        elif isinstance(message, wire.Refused) and self.protocol.state == "moving":
+            self._refusal = f"the step “{message.step}” failed: {message.detail}"
         else:
             self._on_message(message)
         self.wake()
@@ -150,7 +153,7 @@ class Conversation:
 
     async def ask(self, message: wire.Checkpoint, command: socket.socket) -> wire.Kept:
         """See `timeline.Link`."""
-        self._moved = None
+        self._moved = self._refusal = None
         await self.send(self.protocol.checkpoint(message), [command.fileno()])
         moved = await self._wait_moved()
         if not isinstance(moved, wire.Kept):
@@ -159,7 +162,7 @@ class Conversation:
 
     async def start_over(self) -> None:
         """See `timeline.Link`. Everybody who could write is gone by now."""
-        self._moved = None
+        self._moved = self._refusal = None
         self.protocol.start_over()
         with contextlib.suppress(BlockingIOError):
             for _ in range(MAX_LAST_PACKETS):
@@ -167,24 +170,30 @@ class Conversation:
                     break
         self._before_packet()
 
-    async def wait_live(self, command: socket.socket) -> wire.Live:
+    async def wait_live(self, gone: asyncio.Future[None]) -> wire.Live:
         """See `timeline.Link`."""
-        self._loop.add_reader(command.fileno(), self.wake)
+
+        def wake(_: asyncio.Future[None]) -> None:
+            self.wake()
+
+        gone.add_done_callback(wake)
         try:
-            moved = await self._wait_moved(command)
+            moved = await self._wait_moved(gone)
         finally:
-            self._loop.remove_reader(command.fileno())
+            gone.remove_done_callback(wake)
         if not isinstance(moved, wire.Live):
             raise SandboxFailed("the checkpoint did not say that it goes on")
         return moved
 
-    async def _wait_moved(self, command: socket.socket | None = None) -> wire.Kept | wire.Live | None:
+    async def _wait_moved(self, gone: asyncio.Future[None] | None = None) -> wire.Kept | wire.Live | None:
         try:
             async with asyncio.timeout(MOVE_S):
                 while self._moved is None and self.ended is None:
-                    if command is not None:
-                        _raise_refusal(command)
-                    if command is None and self.fallen is not None:
+                    if self._refusal is not None:
+                        raise SandboxFailed(self._refusal)
+                    if gone is not None and gone.done():
+                        raise SandboxFailed("the checkpoint is gone")
+                    if gone is None and self.fallen is not None:
                         raise SandboxFailed(self.fallen)
                     await self.wait()
         except TimeoutError as err:
@@ -192,17 +201,3 @@ class Conversation:
         if self.ended is not None:
             raise SandboxFailed(self.ended)
         return self._moved
-
-
-def _raise_refusal(command: socket.socket) -> None:
-    """A checkpoint says something on its own socket only when it cannot fork, or is gone."""
-    with contextlib.suppress(BlockingIOError):
-        packet = command.recv(wire.PACKET_BYTES + 1)
-        if not packet:
-            raise SandboxFailed("the checkpoint is gone")
-        try:
-            message = wire.HostProtocol().receive(packet)
-        except wire.Violation as err:
-            raise SandboxFailed(f"the checkpoint broke the protocol: {err}") from err
-        detail = f"{message.step}: {message.detail}" if isinstance(message, wire.Refused) else "it said something else"
-        raise SandboxFailed(f"the checkpoint cannot go on: {detail}")

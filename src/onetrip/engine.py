@@ -26,6 +26,7 @@ from onetrip.tiers.jail_probe import has_house, has_landlock, probe
 from onetrip.timeline import Timeline
 from onetrip.worker import Worker
 
+BRANCHES_AT_ONCE: Final = 4  # the fork is one process's work, the rest is not
 MAX_COPIES_MB: Final = 256  # of one session's files, for all its checkpoints
 ENVIRONMENT_FRESH_S: Final = 2.0  # how long we believe what we read of an environment: reading costs more than a run
 Files = Mapping[str, bytes]
@@ -153,10 +154,17 @@ class LocalEngine:
         session = self._session(session_id)
         _, pool = await self._backend(session.spec.isolation_floor)
         made: list[str] = []
+        some = asyncio.Semaphore(BRANCHES_AT_ONCE)
+
+        async def make() -> None:
+            async with some:
+                made.append(await self._branch(session, pool))
+
         async with self._turn(session):
             try:
-                while len(made) < count:
-                    made.append(await self._branch(session, pool))
+                ended = await asyncio.gather(*(make() for _ in range(count)), return_exceptions=True)
+                for failure in filter(None, ended):
+                    raise failure  # the others fail of the same, or because of it
             except BaseException:
                 for branch in made:
                     await self.close(branch)

@@ -118,7 +118,8 @@ def from_exit(how: Exit, limits: Limits, wall_s: float, stopped: Stopped | None)
     if how.signal is not None:
         name = _SIGNALS.get(how.signal, f"signal {how.signal}")
         return "failed", ProgramError("ProcessDied", f"the interpreter was killed by {name}"), None
-    return "failed", ProgramError("ProcessDied", f"the interpreter ended with status {how.code} in the middle of the cell"), None
+    status = "" if how.code is None else f" with status {how.code}"  # nobody knows it of an orphan
+    return "failed", ProgramError("ProcessDied", f"the interpreter ended{status} in the middle of the cell"), None
 
 
 def from_violation(what: str) -> Outcome:

@@ -32,6 +32,7 @@ from onetrip.tiers.base import Donation, Sandbox
 
 MOVE_S: Final = 10.0  # for a fork, or for all processes of a killed cell to be gone; milliseconds when nothing is wrong
 MEMORY_SHARE: Final = 2  # a cell may rewrite all that the session holds: then there are two copies of it
+FREED_STEPS, FREED_STEP_S = 20, 0.005
 _MIB: Final = 1 << 20
 _MAX_NAMED: Final = 5
 BRANCH_HINT: Final = "End threads and child processes, or open the session with more memory; then run a cell, and branch."
@@ -48,8 +49,8 @@ class Link(Protocol):
         """Throw away what the process that is gone left in the channel and in the pipes."""
         ...
 
-    async def wait_live(self, command: socket.socket) -> wire.Live:
-        """Wait for the first word of a process that a checkpoint was told to spawn. Raises SandboxFailed."""
+    async def wait_live(self, gone: asyncio.Future[None]) -> wire.Live:
+        """Wait for the first word of a process that a checkpoint was told to spawn, or for the checkpoint to be gone. Raises SandboxFailed."""
         ...
 
 
@@ -65,11 +66,21 @@ class Sleeper:
     pid: int  # as that sandbox counts
     command: socket.socket
     users: int = 1
-    turn: asyncio.Lock = field(default_factory=asyncio.Lock)  # one session at a time asks it for a process
+    _gone: asyncio.Future[None] | None = None
+
+    def gone(self) -> asyncio.Future[None]:
+        """Done when the process has ended: it says nothing on its socket, and nobody else has the other end."""
+        if self._gone is None:
+            loop = asyncio.get_running_loop()
+            gone = self._gone = loop.create_future()
+            loop.add_reader(self.command.fileno(), lambda: gone.done() or gone.set_result(None))
+        return self._gone
 
     def let_go(self) -> None:
         self.users -= 1
         if not self.users:
+            if self._gone is not None:
+                asyncio.get_running_loop().remove_reader(self.command.fileno())
             self.command.close()  # at its end the checkpoint ends
             self.sandbox.release(self.pid)
 
@@ -144,7 +155,7 @@ class Timeline:
         """Make a checkpoint of the present. What stands in the way is said in `note`. Raises SandboxFailed when the guest is lost."""
         if self.present is not None:
             return  # the cell was taken back
-        self.note = self._shortage()
+        self.note = await self._shortage()
         if self.note is not None:
             return
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -190,7 +201,7 @@ class Timeline:
             present.shelf.drop(present.shot)
             present.shelf, present.shot = self.shelf, shot
 
-    def _shortage(self) -> str | None:
+    async def _shortage(self) -> str | None:
         """Drop the oldest checkpoints while memory is short; why there can be none at all."""
         if (why := self.sandbox.checkpoint_obstacle) is not None:
             return f"no checkpoint: {why}"
@@ -204,7 +215,15 @@ class Timeline:
                     f"the limit is {self.memory_bytes / _MIB:.0f} MB)"
                 )
             self.past.pop(0).let_go()
+            await self._wait_freed(used)
         return None
+
+    async def _wait_freed(self, used: int) -> None:
+        """Until memory that a process had which was ended just now is free: milliseconds, unless it shared everything."""
+        for _ in range(FREED_STEPS):
+            if self.sandbox.read_usage(exact=True).memory_bytes < used - _MIB:
+                return
+            await asyncio.sleep(FREED_STEP_S)
 
     # ------------------------------------------------------------------ going back
 
@@ -278,16 +297,14 @@ class Timeline:
         sleeper = point.sleeper
         donation = self.donation if sleeper.sandbox is not self.sandbox else None
         workspace = "" if donation is None else donation.workspace
-        async with sleeper.turn:
-            try:
-                for packet in wire.packets(wire.Spawn(donation is not None, workspace)):
-                    socket.send_fds(sleeper.command, [packet], () if donation is None else donation.fds)
-            except OSError as err:
-                raise _CheckpointFailed(f"the checkpoint is gone: {err.strerror}") from err
-            try:
-                return await self.link.wait_live(sleeper.command)
-            except SandboxFailed as err:
-                raise _CheckpointFailed(str(err)) from err
+        try:
+            for packet in wire.packets(wire.Spawn(donation is not None, workspace)):
+                socket.send_fds(sleeper.command, [packet], () if donation is None else donation.fds)
+            return await self.link.wait_live(sleeper.gone())
+        except OSError as err:
+            raise _CheckpointFailed(f"the checkpoint is gone: {err.strerror or err}") from err
+        except SandboxFailed as err:
+            raise _CheckpointFailed(str(err)) from err
 
     # ------------------------------------------------------------------ branches
 

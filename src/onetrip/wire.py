@@ -357,7 +357,8 @@ class HostProtocol:
             case Refused():
                 if self.state not in ("starting", "moving"):
                     raise Violation("Refused after Ready")
-                self.state = "ended"
+                if self.state == "starting":
+                    self.state = "ended"
             case Kept():
                 if self.state != "moving" or message.number != self.number or min(message.live, message.checkpoint) < 0:
                     raise Violation("a Kept that nobody waits for")

@@ -198,7 +198,7 @@ def test_shorten_keeps_both_ends_and_says_how_much_is_missing():
 
 def test_reseed_touches_only_what_is_loaded():
     seeded = []
-    reseed.reseed({"numpy.random": SimpleNamespace(seed=lambda: seeded.append("numpy")), "other": sys})
+    reseed.reseed({"numpy.random": SimpleNamespace(set_state=lambda _: seeded.append("numpy")), "other": sys})
     assert seeded == ["numpy"]
     reseed.reseed({})
 

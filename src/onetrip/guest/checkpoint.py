@@ -11,7 +11,7 @@ import gc
 from _signal import getsignal, signal  # type: ignore[import-not-found]  # no stubs; the C functions: see interrupts.py
 from os import WNOHANG, chdir, close, dup2, environ, getppid, setsid, waitpid
 from posix import _exit as exit_process  # pyright: ignore[reportPrivateUsage]  # its public name is os._exit
-from posix import getpid
+from posix import getpid, write
 from selectors import DefaultSelector
 from signal import SIG_DFL, SIGCHLD
 from sys import modules
@@ -82,10 +82,10 @@ def _sleep(session: Session, channel: Channel, command_fd: int, files: list[open
         try:
             child = forking.fork()
         except OSError as err:
-            for fd in fds:
-                close(fd)
-            command.send(wire.Refused("fork the checkpoint", err.errno or 0, err.strerror or str(err)))
-            continue
+            refusal = wire.Refused("fork the checkpoint", err.errno or 0, err.strerror or str(err))
+            for packet in wire.packets(refusal):
+                write(fds[0] if fds else 3, packet)  # the channel of who would have gone on
+            child = -1
         if child == 0:
             command.end()
             _rise(session, channel, message, fds, files)
@@ -141,7 +141,8 @@ def _rise(session: Session, channel: Channel, message: wire.Spawn, fds: list[int
         channel.start_over()
     refusal = _go_on(session, channel)
     channel.send(wire.Live(getpid(), refusal or note))
-    session.touch()
+    if not message.branch:  # whoever asks for a branch has something for it to do
+        session.touch()
 
 
 def _move_scratch(workspace: str) -> None:
