@@ -69,13 +69,13 @@ LIBRARY = {
         async def waiting(n):
             await gate.wait()
             return n
-        first = asyncio.create_task(worker('first'))
+        first = asyncio.create_task(worker('first')); await asyncio.sleep(0)
         """,
         (
             "await queue.put(len(done))",
             "queue.put_nowait(('later', len(tasks)))",
             "await queue.join()",
-            "tasks.append(asyncio.create_task(waiting(len(done))))",
+            "tasks.append(asyncio.create_task(waiting(len(done)))); await asyncio.sleep(0)",
             "gate.set(); done.append(await asyncio.gather(*tasks)); gate.clear(); tasks = []",
             "async with lock: done.append(lock.locked())",
             "await asyncio.sleep(0); done.append(queue.qsize())",
@@ -108,9 +108,9 @@ LIBRARY = {
             "m = np.memmap('m', dtype='f8', mode='r+' if os.path.exists('m') else 'w+', shape=(64,)); m[len(seen) % 64] += rng.random(); m.flush(); del m",
         ),
         """
-        import hashlib
-        figure.canvas.draw()
-        picture = hashlib.sha256(bytes(figure.canvas.buffer_rgba())).hexdigest()
+        import hashlib, io
+        drawn = io.BytesIO(); figure.savefig(drawn, format='raw')
+        picture = hashlib.sha256(drawn.getvalue()).hexdigest()
         seen, frame.to_dict(), model.coef_.tolist(), str(expression), float(rng.random()), float(np.random.random()), picture
         """,
     ),

@@ -298,6 +298,23 @@ def test_cells_and_undo_that_are_asked_for_at_once_come_in_turn():
     assert asyncio.run(scenario()) == [None, Rewound(1), None, Rewound(1), []]
 
 
+@pytest.mark.spec("UND-22", "END-03")
+def test_a_call_that_is_cancelled_while_a_checkpoint_is_made_does_not_disturb_it():
+    async def scenario():
+        async with onetrip.alocal(warm=0) as ot, ot.session() as session:
+            for _ in range(5):
+                await session.run("n = 1")
+                for call in (session.run("n = 2"), session.undo()):
+                    waiting = asyncio.create_task(call)
+                    await asyncio.sleep(0)  # it waits for the checkpoint now
+                    waiting.cancel()
+                    with pytest.raises(asyncio.CancelledError):
+                        await waiting
+            return (await session.run("n")).value, (await session.run("n")).session
+
+    assert asyncio.run(scenario()) == (1, WENT_ON)
+
+
 # ---------------------------------------------------------------------------------------------------- files
 
 
@@ -343,6 +360,18 @@ def test_a_file_changed_through_a_mapping_comes_back(session):
     assert session.run(look).value == [1, 1, 1, 1]
     assert session.undo(2) == Rewound(1)
     assert session.run(look).value == [0, 0, 0, 0]
+
+
+@pytest.mark.spec("UND-12", "CEL-11")
+def test_a_mapping_that_was_made_and_closed_in_one_cell_leaves_its_trace(session):
+    """Read before it is written, so that the kernel moves no time of the file."""
+    assert session.run("import mmap, os; _ = open('m', 'wb').write(bytes(8192))").ok
+    change = "with open('m', 'rb+') as f, mmap.mmap(f.fileno(), 0) as m: m[0] += 1"
+    assert [change.path for change in session.run(change).files] == ["m"]
+    assert session.run(f"{change}\n{change}\nos._exit(1)").session == ROLLED_BACK
+    assert session.run("open('m', 'rb').read(1)").text == "b'\\x01'"
+    assert session.undo(2) == Rewound(1)
+    assert session.run("open('m', 'rb').read(1)").text == "b'\\x00'"
 
 
 @pytest.mark.spec("UND-12")
