@@ -238,7 +238,11 @@ class Timeline:
                 field="cells",
             )
         while self.past[-1] is not target:
-            self.future.append(self.past.pop())
+            point = self.past.pop()
+            self.future.append(point)
+            if point.sleeper.users == 1:  # else it is some branch's past
+                # Made of the state that is not wanted, by a program that may have seen to it that its checkpoint does not sleep.
+                point.sleeper.sandbox.suspend(point.sleeper.pid, on=True)
         return await self._go_to_latest()
 
     async def redo(self, cells: int) -> Moved:
@@ -250,7 +254,9 @@ class Timeline:
             )
         target = self.cells + cells
         while self.future and self.future[-1].cells <= target:
-            self.past.append(self.future.pop())
+            point = self.future.pop()
+            point.sleeper.sandbox.suspend(point.sleeper.pid, on=False)
+            self.past.append(point)
         return await self._go_to_latest()
 
     async def go_back(self) -> Moved:

@@ -468,6 +468,31 @@ def test_a_checkpoint_that_never_slept_costs_its_own_state_only(target, bystande
 
 
 @pytest.mark.slow
+@pytest.mark.spec("UND-18", "UND-19", "UND-12")
+def test_a_checkpoint_that_never_sleeps_is_stopped_when_it_is_undone(target, bystander):
+    """It is kept for `redo`, and would go on to write to the files of the state before it."""
+    source = """
+        kept = 2
+        started, start = os.pipe()
+        checkpoint = guest()["checkpoint"]
+        sleep = checkpoint._sleep
+        def wake(*args):
+            def write():
+                os.write(start, b".")
+                while True: open("file", "w").write("evil")
+            threading.Thread(target=write, daemon=True).start()
+            return sleep(*args)
+        checkpoint._sleep = wake
+    """
+    assert run(target, HIJACK + textwrap.dedent(source)).status == "completed"
+    assert target.run("os.read(started, 1)").session == GONE_ON  # it writes now
+    assert target.undo(2).cells == 3
+    for _ in range(20):
+        assert target.files.read("file") == b"before"
+    assert is_unharmed(target)
+
+
+@pytest.mark.slow
 @pytest.mark.spec("UND-19", "UND-14")
 def test_a_process_that_dies_between_cells_costs_what_had_no_checkpoint(target):
     """A thread ends the process while no cell runs: there could be no checkpoint of that state. The next cell says so, and does not run."""

@@ -107,6 +107,10 @@ class Sandbox(Protocol):
         """A checkpoint that is needed; `release` as often as `pin`."""
         ...
 
+    def suspend(self, pid: int, *, on: bool) -> None:
+        """Stop a checkpoint that is not to run for now, or let it go on."""
+        ...
+
     def release(self, pid: int) -> None:
         """A checkpoint that is needed by one less; by nobody: end it."""
         ...

@@ -224,6 +224,11 @@ class JailSandbox:
             ):  # it never runs a program, and has to be able to fork when there are more of its kind
                 resource.prlimit(outside_of(handle), resource.RLIMIT_NPROC, (most, most))
 
+    def suspend(self, pid: int, *, on: bool) -> None:
+        if (handle := self.room.handle(pid)) >= 0:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(handle, signal.SIGSTOP if on else signal.SIGCONT)
+
     def release(self, pid: int) -> None:
         self.room.release(pid)
         self._count_asleep(-1)
