@@ -307,8 +307,10 @@ class Timeline:
             for packet in wire.packets(wire.Spawn(donation is not None, workspace)):
                 socket.send_fds(sleeper.command, [packet], () if donation is None else donation.fds)
             return await self.link.wait_live(sleeper.gone())
+        except (BrokenPipeError, ConnectionResetError) as err:
+            raise _CheckpointFailed("the checkpoint is gone") from err
         except OSError as err:
-            raise _CheckpointFailed(f"the checkpoint is gone: {err.strerror or err}") from err
+            raise _CheckpointFailed(f"the checkpoint cannot be told to go on: {err.strerror or err}") from err
         except SandboxFailed as err:
             raise _CheckpointFailed(str(err)) from err
 

@@ -83,7 +83,7 @@ def is_unharmed(session) -> bool:
     assert session.run("kept = 2; open('file', 'w').write('lost'); os._exit(1)").session == ROLLED_BACK
     assert session.run(look).value == unharmed
     timeline = settled(session)
-    expected = {point.pid for point in timeline.past} | {session_of(session).worker.sandbox.live}
+    expected = {point.sleeper.pid for point in timeline.past} | {session_of(session).worker.sandbox.live}
     give_up = time.monotonic() + 5
     while processes(session) != expected and time.monotonic() < give_up:
         pass  # a checkpoint that was dropped may still be dying
@@ -102,12 +102,12 @@ def settled(session):
         await session_of(session).worker.kept()
 
     session._call(wait)
-    return session_of(session).worker._timeline
+    return session_of(session).worker.timeline
 
 
 def processes(session) -> set[int]:
     """All in the sandbox but init, by the host's view of its /proc."""
-    proc = session_of(session).worker.sandbox._proc
+    proc = session_of(session).worker.sandbox.room.proc
     return {int(name) for name in os.listdir(proc) if name.isdigit() and name != "1" and not is_dead(proc, name)}
 
 

@@ -273,7 +273,7 @@ class JailTier:
     def _make_group(self, spec: LaunchSpec) -> cgroup.Group | None:
         if self._hierarchy.version == "none":
             return None
-        memory_bytes, processes = spec.limits.memory_mb << 20, spec.limits.processes + 1 + spec.asleep
+        memory_bytes, processes = spec.limits.memory_mb << 20, spec.limits.processes + spec.asleep
         while self._spare_groups:
             group = self._spare_groups.pop()
             try:

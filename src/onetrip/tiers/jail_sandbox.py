@@ -146,7 +146,7 @@ class JailSandbox:
     def apply(self, limits: Limits, *, asleep: int = 0, cpus: int = 1) -> None:
         self._limits, self._asleep = limits, asleep
         if self._group is not None:
-            self._group.set_limits(memory_bytes=limits.memory_mb * _MIB, processes=self._processes_now, cpus=cpus)
+            self._group.set_limits(memory_bytes=limits.memory_mb * _MIB, processes=self._processes_now - 1, cpus=cpus)
         elif self._sampler is not None:
             self._sampler.memory_limit_bytes = limits.memory_mb * _MIB
             if self.room.init >= 0 and self._scratch < 0:
@@ -166,7 +166,7 @@ class JailSandbox:
 
     @property
     def _processes_now(self) -> int:
-        """The limit with those of ours that are there: init, and checkpoints, which hold the place of one that is to be forked."""
+        """The limit with those of ours that are there: checkpoints, and init, which is not in the group. One that is to be forked has a place."""
         return max(self._limits.processes, 2 if self._asleep else 1) + 1 + self._processes.asleep
 
     def _bound_processes(self, pid: int) -> None:
@@ -198,7 +198,7 @@ class JailSandbox:
         self._processes.asleep += more
         if self._group is not None and not self._closed:
             with contextlib.suppress(OSError):
-                self._group.set_limits(memory_bytes=self._limits.memory_mb * _MIB, processes=self._processes_now)
+                self._group.set_limits(memory_bytes=self._limits.memory_mb * _MIB, processes=self._processes_now - 1)
 
     def has_others(self) -> bool:
         return not self._closed and self._processes.has_others()
