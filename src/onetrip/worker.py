@@ -80,7 +80,8 @@ class Worker:
             raise SandboxFailed(f"the guest was not ready within {READY_S:.0f} s") from err
         if self.ended is not None:
             raise SandboxFailed(self.ended)
-        self._changes.begin()
+        for prepare in (self._changes.begin, self.sandbox.look, self._outputs.resume):  # while nobody waits
+            prepare()
 
     def greet(self, limits: Limits, policy: Policy, *, asleep: int = 0, threads: int = 1) -> None:
         """Set the limits, and tell the guest what is unusual about its session, before any user code. Once; raises SandboxFailed.
@@ -99,7 +100,7 @@ class Worker:
         self._greeted = True
 
     def note_files(self) -> None:
-        """Take the workspace as it is now as the state before the next cell: files we put there are not the program's."""
+        """Files that we put into the workspace, or took from it, are not the program's changes."""
         self._changes.note()
         if self.timeline is not None:
             self.timeline.files_changed = True
@@ -112,7 +113,6 @@ class Worker:
         moved = await timeline.begin()
         self._greeted = True
         self.note_files()
-        self._watchdog.rest(limits)
         return moved
 
     def remember(self, timeline: Timeline) -> None:
@@ -234,7 +234,7 @@ class Worker:
         return run
 
     def interrupt(self) -> None:
-        """Like Ctrl-C; kill when the cell has not ended after the grace period. Does nothing while no cell runs."""
+        """Like Ctrl-C; kill when it goes on for longer than the grace period. Does nothing while no cell runs."""
         self._stop("interrupt", False)
 
     async def aclose(self) -> None:

@@ -6,7 +6,7 @@ import threading
 import pytest
 
 import onetrip
-from onetrip import embedded
+from onetrip import asynchronous, blocking
 from onetrip.errors import BadRequest, NotFound, OnetripError, SessionGone
 from onetrip.model import Done, Started, Stdout
 
@@ -24,8 +24,8 @@ def test_both_faces_have_the_same_methods():
     def public(cls):
         return {name for name in dir(cls) if not name.startswith("_")} - {"aclose", "open", "engine"}
 
-    for blocking, awaited in (("Local", "AsyncLocal"), ("Session", "AsyncSession"), ("Files", "AsyncFiles")):
-        faces = public(getattr(embedded, blocking)), public(getattr(embedded, awaited))
+    for waiting, awaited in (("Local", "AsyncLocal"), ("Session", "AsyncSession"), ("Files", "AsyncFiles")):
+        faces = public(getattr(blocking, waiting)), public(getattr(asynchronous, awaited))
         assert faces[0] - {"close"} == faces[1] - {"close"}
 
 

@@ -25,6 +25,7 @@ def test_every_namespace_is_neither_the_hosts_nor_another_sessions(ot, value):
 def test_the_root_holds_what_python_needs_and_nothing_else(session, value):
     known = {
         "bin",
+        "branches",  # empty: where branches of a session would have their files
         "dev",
         "etc",
         "home",

@@ -66,6 +66,9 @@ class FakeSandbox:
     def isolation(self, held):
         return Isolation("fake", "strict", (*held, "more"))
 
+    def look(self):
+        pass
+
     def apply(self, limits, **_more):
         if self.ends_before_limits:
             raise ProcessLookupError("the guest's process has ended")

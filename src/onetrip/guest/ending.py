@@ -19,9 +19,24 @@ _join_threads: Final[Any] = getattr(threading, "_shutdown")  # noqa: B009
 _run_exit_handlers: Final[Any] = getattr(atexit, "_run_exitfuncs")  # noqa: B009
 
 
+def _thread_handlers() -> int:
+    """How many functions are to be called before threads are waited for (concurrent.futures has one)."""
+    return len(getattr(threading, "_threading_atexits", ()))
+
+
+_known_handlers: Final[list[int]] = []
+
+
+def note_handlers() -> None:
+    """In the zygote, last: what is registered now has nothing to do in a program without threads."""
+    _known_handlers[:] = [_thread_handlers()]
+
+
 def end_program() -> None:
     """What `python -c` does after the last line: wait for threads that are no daemons, then run the exit handlers."""
-    _join_threads()
+    # Joining writes to some 25 pages of memory that a fork shares with its zygote, and most programs have no thread.
+    if threading.active_count() > 1 or _known_handlers != [_thread_handlers()]:
+        _join_threads()
     _run_exit_handlers()
 
 

@@ -26,6 +26,7 @@ from . import checkpoint, reseed, stdin, warmup
 from .audit import Listener
 from .channel import Channel
 from .display import Displays
+from .ending import note_handlers
 from .hooks import Hook
 from .interrupts import block_all, forget_zygote
 from .own import OWN as __builtins__  # noqa: F401  # see own.py
@@ -148,6 +149,7 @@ def arm(*, own_pid: int | None) -> tuple[tuple[int, int], ...]:
     (address, bytes) that need random bytes in each fork.
     """
     forget_zygote()
+    note_handlers()
     _made[-1].arm()
     return reseed.places(own_pid)
 

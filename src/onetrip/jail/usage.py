@@ -13,7 +13,6 @@ Not seen: pages of tmpfs files and of pipes and sockets that no process has mapp
 
 import contextlib
 import os
-import time
 from dataclasses import dataclass
 from typing import Final
 
@@ -22,7 +21,6 @@ _TICK_US: Final = 1_000_000 // os.sysconf("SC_CLK_TCK")
 MAX_PROCESSES: Final = 4096  # more are not looked at: the limit on processes has been broken long before
 _NEAR: Final = 0.75  # of the limit: from here on an exact reading is worth its price
 _READ_BYTES: Final = 4096
-FRESH_S: Final = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,24 +59,17 @@ class Sampler:
         self._seen: dict[tuple[int, int], _Process] = {}  # by pid and start time, so that a number used again is another process
         self._lost_ticks = 0  # of processes that nobody waited for
         self._cpu_us = 0
-        self._last: Sample | None = None
-        self._sampled_at = 0.0
         self._exact: tuple[int, int, int] | None = None  # memory, resident bytes and faults at the last exact reading
 
     def sample(self, *, exact: bool = False) -> Sample:
         """Look at every process once. A process that ends meanwhile counts with its last reading.
 
         `exact`: page by page. Processes that share much, such as a session and its checkpoints, are far below the estimate.
-        Branches share a sampler: who asks again within `FRESH_S` gets the same sample.
         """
-        if self._last is not None and time.monotonic() - self._sampled_at < FRESH_S and (self._last.exact or not exact):
-            return self._last
         now = self._processes()
         self._account(now)
         memory, is_exact = self._memory(now, exact=exact)
-        self._last = Sample(memory, self._cpu_us, sum(process.threads for process in now.values()), is_exact)
-        self._sampled_at = time.monotonic()
-        return self._last
+        return Sample(memory, self._cpu_us, sum(process.threads for process in now.values()), is_exact)
 
     def _processes(self) -> dict[tuple[int, int], _Process]:
         names = [str(self._only)] if self._only is not None else [name for name in os.listdir(self._proc_fd) if name.isdigit()]

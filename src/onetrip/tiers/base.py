@@ -62,6 +62,10 @@ class Sandbox(Protocol):
         """What holds around this sandbox; `held` is what the guest's own process applied."""
         ...
 
+    def look(self) -> object:
+        """Find out now what `apply` needs to know, while nobody waits. Optional."""
+        ...
+
     def apply(self, limits: Limits, *, asleep: int = 0, cpus: int = 1) -> None:
         """Set the limits, from outside, of a sandbox that has not run user code yet. Raises OSError; it is then unusable.
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import signal
 import time
 from collections.abc import Callable, Sequence
@@ -100,5 +101,8 @@ def _inside(outside: int) -> int:
 
 def outside_of(pidfd: int) -> int:
     """The number that a process has here, by its handle."""
-    with open(f"/proc/self/fdinfo/{pidfd}", encoding="ascii") as file:
-        return int(next(line for line in file if line.startswith("Pid:")).split()[1])
+    fd = os.open(f"/proc/self/fdinfo/{pidfd}", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return int(os.read(fd, 1024).partition(b"\nPid:")[2].split(None, 1)[0])
+    finally:
+        os.close(fd)

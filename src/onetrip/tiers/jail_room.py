@@ -10,6 +10,7 @@ import contextlib
 import os
 import signal
 import struct
+import time
 from collections.abc import Callable, Iterator, Sequence
 from socket import SCM_CREDENTIALS, SOL_SOCKET
 from typing import Final
@@ -20,6 +21,7 @@ from onetrip.tiers.base import Exit
 
 FIRST: Final = 2  # init is the first process of the namespace, the runner the second
 CLOSE_S: Final = 10  # killing a process tree takes milliseconds; longer means that the kernel is stuck on it
+FRESH_S: Final = 0.02
 _INIT: Final = 1
 _STATE, _PARENT, _SESSION, _THREADS, _START_TIME, _EXIT_CODE = (
     0,
@@ -43,11 +45,19 @@ class Room:
         self.init, self.runner, self.proc = init, runner, proc
         self.users = 1
         self.sampler: usage.Sampler | None = None  # where no control group counts
+        self._sampled: tuple[float, usage.Sample] | None = None
         self._loop = asyncio.get_running_loop()
         self._handles: dict[int, int] = {FIRST: runner}
         self._pinned: collections.Counter[int] = collections.Counter()
         self._leaving: set[int] = set()  # that we have killed, and nobody has looked for since
         self._at_end: list[Callable[[], None]] = []
+
+    def sample(self, sampler: usage.Sampler, *, exact: bool) -> usage.Sample:
+        """What all processes of the room use. Where branches share it, who asks again within `FRESH_S` gets the same answer."""
+        last = self._sampled
+        if last is None or self.users == 1 or time.monotonic() - last[0] > FRESH_S or (exact and not last[1].exact):
+            last = self._sampled = time.monotonic(), sampler.sample(exact=exact)
+        return last[1]
 
     # ------------------------------------------------------------------ handles
 

@@ -22,6 +22,7 @@ from onetrip.tiers.jail_room import CLOSE_S, FIRST, Room
 
 MAX_TASKS: Final = 8192  # of a session and all its branches together
 _MIB: Final = 1 << 20
+_PAGE: Final = os.sysconf("SC_PAGESIZE")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +64,9 @@ class JailSandbox:
         self._asleep, self._data_bytes = asleep, 0  # the former: how many checkpoints there may be
         self._on_close, self._on_leave = on_close, on_leave  # the latter for branches
         self._callback: Callable[[Exit], None] | None = None
+        self._at_rest: tuple[int, int] | None = (
+            None  # before any user code: the number of its process here, and memory by RLIMIT_DATA
+        )
         self._closed = self._has_branches = False
         self._sampled_peak = 0  # highest sample since `reset_peak`
         channel, self.stdout, self.stderr, self.workspace = fds
@@ -136,12 +140,13 @@ class JailSandbox:
         """Resident and private writable memory of a process now, in bytes (proc_pid_statm(5)); zeros when it is gone."""
         try:
             fd = os.open(f"{pid}/statm", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self.room.proc)
-            with open(fd, "rb") as file:
-                fields = file.read().split()
+            try:
+                fields = os.read(fd, 256).split()
+            finally:
+                os.close(fd)
         except OSError:
             return 0, 0
-        page = os.sysconf("SC_PAGESIZE")
-        return int(fields[1]) * page, int(fields[5]) * page
+        return int(fields[1]) * _PAGE, int(fields[5]) * _PAGE
 
     def apply(self, limits: Limits, *, asleep: int = 0, cpus: int = 1) -> None:
         self._limits, self._asleep = limits, asleep
@@ -155,14 +160,18 @@ class JailSandbox:
         file_bytes = limits.disk_mb * _MIB
         # A single process that asks for too much gets a MemoryError and lives; the control group is the wall behind it. Counted
         # from what the zygote holds already, because the limit is on all private writable memory of the process (setrlimit(2)).
-        self._data_bytes = self._statm(self._pid)[1] + limits.memory_mb * _MIB * 15 // 16
+        pid, data_at_rest = self._at_rest or self.look()
+        self._data_bytes = data_at_rest + limits.memory_mb * _MIB * 15 // 16
         wanted = {resource.RLIMIT_FSIZE: file_bytes, resource.RLIMIT_DATA: self._data_bytes}
-        pid = outside_of(self.room.runner)
         for which, value in wanted.items():
             resource.prlimit(pid, which, (value, value))
         self._bound_processes(pid)
         if _has_ended(self.room.runner):  # then its number may have been another process's already
             raise ProcessLookupError("the guest's process has ended")
+
+    def look(self) -> tuple[int, int]:
+        self._at_rest = outside_of(self.room.runner), self._statm(self._pid)[1]
+        return self._at_rest
 
     @property
     def _processes_now(self) -> int:
@@ -269,7 +278,7 @@ class JailSandbox:
             now = self._group.usage()
             return Reading(now.memory_bytes, now.peak_memory_bytes, now.cpu_us, now.oom_kills, now.refused_forks)
         if self._sampler is not None:
-            sample = self._sampler.sample(exact=exact)
+            sample = self.room.sample(self._sampler, exact=exact)
             memory = sample.memory_bytes + self._file_bytes()
             self._sampled_peak = max(self._sampled_peak, memory)
             return Reading(memory, self._sampled_peak, sample.cpu_us)
