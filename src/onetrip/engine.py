@@ -188,7 +188,7 @@ class LocalEngine:
         own.donation = donation
         own.past.append(point)
         try:
-            await worker.branch(origin, own, spec.limits)
+            await worker.branch(origin, own)
         except BaseException:
             await pool.discard(worker)
             raise

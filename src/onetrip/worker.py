@@ -105,7 +105,7 @@ class Worker:
         if self.timeline is not None:
             self.timeline.files_changed = True
 
-    async def branch(self, origin: "Worker", timeline: Timeline, limits: Limits) -> Moved:
+    async def branch(self, origin: "Worker", timeline: Timeline) -> Moved:
         """In place of `start`, `greet` and `remember`: come to life as a branch of another worker's session. Raises SandboxFailed."""
         self.timeline, self.held = timeline, origin.held
         self.talk.listen()
