@@ -21,6 +21,7 @@ class Programs:
     name = "onetrip"
     stateful = True
     features = frozenset({"nonroot", "own_pidns"})
+    checkpoints: int | None = None  # as many as a session has anyway
 
     def __init__(self) -> None:
         self._onetrip = onetrip.local()
@@ -47,13 +48,17 @@ class Programs:
         if session is None:
             return self._onetrip.run(code, limits=LIMITS, timeout_s=timeout_s)
         if session not in self._sessions:
-            self._sessions[session] = self._onetrip.session(limits=LIMITS)
+            self._sessions[session] = self._new_session()
         try:
             return self._sessions[session].run(code, timeout_s=timeout_s)
         except errors.SessionGone:  # an earlier program took it with it; the suite asks whether the next one works
             self.close_session(session)
-            self._sessions[session] = self._onetrip.session(limits=LIMITS)
+            self._sessions[session] = self._new_session()
             return self._sessions[session].run(code, timeout_s=timeout_s)
+
+    def _new_session(self) -> Any:
+        chosen = {} if self.checkpoints is None else {"checkpoints": self.checkpoints}
+        return self._onetrip.session(limits=LIMITS, **chosen)
 
     def close_session(self, session: str) -> None:
         if found := self._sessions.pop(session, None):
@@ -61,6 +66,12 @@ class Programs:
 
     def close(self) -> None:
         self._onetrip.close()
+
+
+class ProgramsWithoutCheckpoints(Programs):
+    """Sessions that cannot be undone have no process but their own."""
+
+    checkpoints = 0
 
 
 class Folders:

@@ -78,7 +78,7 @@ def restrict(ruleset_fd: int) -> None:
 
 _LOAD, _JEQ, _JGE, _JGT, _RET = 0x20, 0x15, 0x35, 0x25, 0x06  # linux/bpf_common.h
 _NR, _ARG_0 = 0, 16  # offsets in struct seccomp_data
-_ALLOW, _REFUSE = 0x7FFF0000, 0x00050001  # linux/seccomp.h: SECCOMP_RET_ALLOW; SECCOMP_RET_ERRNO with EPERM
+_ALLOW, _REFUSE = 0x7FFF0000, 0x00050003  # linux/seccomp.h: SECCOMP_RET_ALLOW; SECCOMP_RET_ERRNO with ESRCH
 _SIGNALLING: Final = {"x86_64": (62, 200, 234), "aarch64": (129, 130, 131)}.get(platform.machine(), ())  # kill, tkill, tgkill
 
 
@@ -87,7 +87,8 @@ def guard(own_pid: int) -> None:
 
     Process ids go up, so what a program starts itself has a higher one. A second system call filter, for the three calls that
     signal; the first argument must be 0 (the process's own group, which the caller has to itself), its own pid or a higher one, or
-    minus the like; not -1, which is everybody. Raises OSError.
+    minus the like; not -1, which is everybody. Others are answered as if they were not there: which numbers are taken is nobody's
+    business. Raises OSError.
     """
     instruction = struct.Struct("<HBBI")
     allow, refuse = instruction.pack(_RET, 0, 0, _ALLOW), instruction.pack(_RET, 0, 0, _REFUSE)
