@@ -7,6 +7,7 @@ import pytest
 
 import onetrip
 from onetrip.errors import BadRequest, NotFound, Overloaded, SandboxFailed, Unavailable
+from onetrip.jail import cgroup
 
 
 @pytest.fixture
@@ -296,3 +297,27 @@ def test_a_branch_that_fills_its_disk_fills_nobody_elses(ot, value):
         assert value(session, "open('fits', 'wb').write(bytes(1 << 20))") == 1 << 20
         greedy.close()
         other.close()
+
+
+@pytest.mark.spec("FRK-02")
+@pytest.mark.parametrize("how", ["by itself", "moved by the host, as it did not join"])
+def test_a_branch_is_in_a_control_group_of_its_own(session, value, monkeypatch, how):
+    mechanisms = session.run("None").isolation.mechanisms
+    if not any(name.startswith("cgroup-v") for name in mechanisms):
+        pytest.skip("no control groups for this user")
+    moved: list[int] = []
+    adopt, hand_over = cgroup.Group.adopt, cgroup.Group.hand_over_procs
+    monkeypatch.setattr(cgroup.Group, "adopt", lambda group, pid: (moved.append(pid), adopt(group, pid)))
+    if how != "by itself":
+
+        def keep(group: cgroup.Group) -> tuple[int, ...]:
+            for fd in hand_over(group):
+                os.close(fd)
+            return ()
+
+        monkeypatch.setattr(cgroup.Group, "hand_over_procs", keep)
+    read = "open('/proc/self/cgroup').read()"
+    with session.fork() as branch:
+        assert value(branch, read) != value(session, read)
+        assert value(branch, read) == value(branch, read)
+    assert bool(moved) == (how != "by itself")

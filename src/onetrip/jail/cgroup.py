@@ -115,6 +115,15 @@ class Group:
         for folder in self._made:
             write(f"{folder}/{self._files.join}", str(pid))
 
+    def holds(self, pid: int) -> bool:
+        """Whether a process is here with every controller; of one that has threads, its first."""
+        return all(str(pid) in read_text(f"{folder}/{self._files.join}").split() for folder in self._made)
+
+    def hand_over_procs(self) -> tuple[int, ...]:
+        """`procs_fds`, which are the caller's from now on."""
+        fds, self.procs_fds = self.procs_fds, ()
+        return fds
+
     def close_procs(self) -> None:
         """Close `procs_fds`, once the child has them."""
         for fd in self.procs_fds:

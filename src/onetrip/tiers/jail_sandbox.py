@@ -194,7 +194,8 @@ class JailSandbox:
         self._exit = None
         with contextlib.suppress(OSError):  # it has ended, which is told of elsewhere
             pid = outside_of(self._processes.handle)
-            if self._on_leave is not None and self._group is not None:
+            # A branch's process joins by itself, which is quick (docs/decisions/001); one that says so and did not is put there.
+            if self._on_leave is not None and self._group is not None and not self._group.holds(pid):
                 self._group.adopt(pid)
             self._bound_processes(pid)
             if self._group is not None:
