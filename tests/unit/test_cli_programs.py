@@ -28,7 +28,7 @@ def programs(tmp_path, monkeypatch):
     return ["a.py", "b.py", "c.py"]
 
 
-@pytest.mark.spec("CLI-04")
+@pytest.mark.spec("CLI-04", "CLI-13")
 def test_several_programs_are_cells_of_one_session_and_only_the_last_ends_as_a_program_does(programs, Fake, result):
     fake = Fake(Done(result()))
 
@@ -44,7 +44,7 @@ FAILED = {"status": "failed", "error": ProgramError("E", "why")}
 BACK = SessionState(survived=True, rolled_back=True, checkpoint=True)
 
 
-@pytest.mark.spec("CLI-02", "CLI-04")
+@pytest.mark.spec("CLI-02", "CLI-04", "CLI-13")
 def test_the_first_program_that_fails_is_the_last_and_gives_the_status(programs, Fake, result):
     limit = {"status": "limit_exceeded", "limit": LimitHit("wall", 1, "s"), "session": BACK}
     fake = Fake(runs=[[Done(result())], [Done(result(**limit))]])
@@ -60,7 +60,7 @@ def test_the_first_program_that_fails_is_the_last_and_gives_the_status(programs,
     )
 
 
-@pytest.mark.spec("CLI-02", "CLI-04")
+@pytest.mark.spec("CLI-02", "CLI-04", "CLI-13")
 def test_told_to_keep_going_it_runs_the_others_too_and_the_first_failure_is_the_status(programs, Fake, result):
     note = "files that are not as they were: big.bin (too large)"
     fake = Fake(

@@ -119,7 +119,7 @@ def test_commands_list_put_save_and_reset(tmp_path, monkeypatch, Fake, result):
     assert (done.exit_code, len(fake.asked)) == (0, 2)
 
 
-@pytest.mark.spec("CLI-09")
+@pytest.mark.spec("CLI-09", "CLI-14")
 def test_undo_and_redo_say_where_the_session_is_now(Fake, result):
     fake = Fake(Done(result()))
 
@@ -159,7 +159,7 @@ def test_a_number_of_checkpoints_out_of_range_is_refused(Fake):
     )
 
 
-@pytest.mark.spec("CLI-09")
+@pytest.mark.spec("CLI-09", "CLI-14")
 def test_a_fork_is_entered_and_left_and_closed_at_the_end(Fake, result):
     one, two = Fake(Done(result())), Fake(Done(result()))
     fake = Fake(Done(result()), branches=[one, two])
@@ -176,7 +176,7 @@ def test_a_fork_is_entered_and_left_and_closed_at_the_end(Fake, result):
     )
 
 
-@pytest.mark.spec("CLI-09")
+@pytest.mark.spec("CLI-09", "CLI-14")
 def test_a_branch_that_is_lost_leaves_the_session_that_it_came_from(Fake, result):
     lost = Done(result(session=SessionState(survived=False)))
     two = Fake(lost)
@@ -190,7 +190,7 @@ def test_a_branch_that_is_lost_leaves_the_session_that_it_came_from(Fake, result
     assert "branch 2 is gone; this is branch 1\nerror: There is no branch 2.\n" in done.stderr
 
 
-@pytest.mark.spec("CLI-09")
+@pytest.mark.spec("CLI-09", "CLI-14")
 def test_when_the_first_session_is_lost_its_branch_goes_on(Fake, result):
     one = Fake(Done(result()))
     fake = Fake(Done(result(session=SessionState(survived=False))), branches=[one])
@@ -201,7 +201,7 @@ def test_when_the_first_session_is_lost_its_branch_goes_on(Fake, result):
     assert done.stderr.endswith("branch 0 is gone; this is branch 1\na new session: variables and files are gone\n")
 
 
-@pytest.mark.spec("CLI-09")
+@pytest.mark.spec("CLI-09", "CLI-14")
 def test_the_prompt_names_the_branch(Fake):
     typed = Shell(Fake(branches=[Fake()]), interactive=True)
     prompts = [typed.prompt]
