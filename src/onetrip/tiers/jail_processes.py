@@ -76,11 +76,11 @@ class Processes:
 
     def _mine(self) -> set[int]:
         """Processes of this sandbox that run. In a room of its own that is all there are."""
-        running = self._room.running()
         if self._room.users == 1:
-            return set(running)
-        if self._group is not None:
-            return {pid for outside in self._group.members() if (pid := _inside(outside)) in running}
+            return set(self._room.running())
+        if self._group is not None:  # asked for each branch: a look at its own processes, not at those of all
+            return set(self._room.running({_inside(outside) for outside in self._group.members()} - {0}))
+        running = self._room.running()
         # No group says whose they are: descendants of what is known to be ours. One that left both its family and its session
         # behind is nobody's, and ended by whoever clears up next.
         mine = {pid for pid, (_parent, session) in running.items() if session in self._sessions}

@@ -11,7 +11,7 @@ import os
 import signal
 import struct
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from socket import SCM_CREDENTIALS, SOL_SOCKET
 from typing import Final
 
@@ -134,11 +134,11 @@ class Room:
         status = int(fields[_EXIT_CODE])
         return Exit(signal=status & 0x7F) if status & 0x7F else Exit(code=status >> 8)
 
-    def running(self) -> dict[int, tuple[int, int]]:
-        """Processes that are neither init, nor dead, nor pinned: number → (parent, session)."""
+    def running(self, among: Iterable[int] | None = None) -> dict[int, tuple[int, int]]:
+        """Processes, all or some, that are neither init, nor dead, nor pinned: number → (parent, session)."""
         found: dict[int, tuple[int, int]] = {}
-        for name in os.listdir(self.proc):
-            if name.isdigit() and (pid := int(name)) != _INIT and pid not in self._pinned:
+        for pid in map(int, filter(str.isdigit, os.listdir(self.proc))) if among is None else among:
+            if pid != _INIT and pid not in self._pinned:
                 fields = self.fields(pid)
                 # The first thread may have ended before the others: it shows as a zombie, and the process lives.
                 if fields and (fields[_STATE] not in (b"Z", b"X") or int(fields[_THREADS]) > 1):
