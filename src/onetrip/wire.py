@@ -76,8 +76,7 @@ class Checkpoint:
 class Spawn:
     """Host → checkpoint, on its own socket: fork a process that goes on from here; `Live` answers on the channel that it has.
 
-    `branch`: channel, stdout and stderr of its own, a Landlock ruleset and the files by which it joins its control group come with
-    the packet; it works in the folder `workspace`.
+    `branch`: channel, stdout and stderr of its own and a Landlock ruleset come with the packet; it works in the folder `workspace`.
     """
 
     KIND: ClassVar = "spawn"

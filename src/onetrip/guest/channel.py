@@ -22,7 +22,7 @@ from .. import wire
 from .interrupts import block_all, restore
 from .own import OWN as __builtins__  # noqa: F401  # see own.py
 
-_FDS_BYTES: Final = CMSG_SPACE(4 * 8)  # see wire.Spawn; version 1 has three control groups
+_FDS_BYTES: Final = CMSG_SPACE(4 * 4)
 _READ_S: Final = 0.02  # longest wait for the host to read a display …
 _READ_TOTAL_S: Final = 0.25  # … and in one cell altogether
 _READ_STEP_S: Final = 0.00005

@@ -120,19 +120,14 @@ def _rise(session: Session, channel: Channel, message: wire.Spawn, fds: list[int
     note = ""
     if message.branch:
         channel.own()
-        own, ruleset, joins = fds[:3], fds[3], fds[4:]
+        *own, ruleset = fds
         for fd, target in zip(own, (3, 1, 2), strict=True):
             dup2(fd, target, inheritable=target != 3)
             close(fd)
-        step = "join the branch's control group"
         try:
-            for fd in joins:
-                write(fd, b"0")  # who writes; see docs/decisions/001
-                close(fd)
-            step = "enter the branch's Landlock domain"
             forking.restrict(ruleset)
         except OSError as err:  # it must not start with the files of others in reach
-            channel.send(wire.Refused(step, err.errno or 0, err.strerror or str(err)))
+            channel.send(wire.Refused("enter the branch's Landlock domain", err.errno or 0, err.strerror or str(err)))
             exit_process(_UNRESTRICTED)
         close(ruleset)
         chdir(message.workspace)

@@ -110,19 +110,14 @@ class Group:
     def _open_procs(self) -> None:
         self.procs_fds = tuple(os.open(f"{folder}/{self._files.join}", os.O_WRONLY | os.O_CLOEXEC) for folder in self._made)
 
-    def adopt(self, pid: int) -> None:
-        """Move a process here from outside; what it holds already stays charged where it was. Raises OSError."""
-        for folder in self._made:
-            write(f"{folder}/{self._files.join}", str(pid))
-
     def holds(self, pid: int) -> bool:
         """Whether a process is here with every controller; of one that has threads, its first."""
         return all(str(pid) in read_text(f"{folder}/{self._files.join}").split() for folder in self._made)
 
-    def hand_over_procs(self) -> tuple[int, ...]:
-        """`procs_fds`, which are the caller's from now on."""
-        fds, self.procs_fds = self.procs_fds, ()
-        return fds
+    def adopt(self, pid: int) -> None:
+        """Move a process here from outside; what it holds already stays charged where it was. Raises OSError."""
+        for folder in self._made:
+            write(f"{folder}/{self._files.join}", str(pid))
 
     def close_procs(self) -> None:
         """Close `procs_fds`, once the child has them."""

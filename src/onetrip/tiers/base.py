@@ -145,12 +145,9 @@ class Sandbox(Protocol):
 
 
 class Donation(msgspec.Struct, frozen=True):
-    """What a branch's process is spawned with: its folder, and descriptors.
+    """What a branch's process is spawned with: descriptors of channel, stdout, stderr and a Landlock ruleset, and its folder."""
 
-    Of channel, stdout, stderr, a Landlock ruleset, and the files by which it joins its control group; there may be none of these.
-    """
-
-    fds: tuple[int, ...]
+    fds: tuple[int, int, int, int]
     workspace: str
 
     def close(self) -> None:

@@ -247,7 +247,8 @@ class JailTier:
             if group is not None:
                 group.remove()
             raise
-        joins = group.hand_over_procs() if group is not None else ()
+        if group is not None:
+            group.close_procs()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         (stdout, out), (stderr, err) = os.pipe(), os.pipe()
         owner = os.fstat(workspace)
@@ -259,15 +260,15 @@ class JailTier:
         live = self._live[handle]
 
         def closed(group: cgroup.Group | None) -> None:
-            if group is not None:  # never for another sandbox: the program's process had the files by which one joins
-                self._remove(group)
+            if group is not None:
+                self._give_back(group)
 
         gone = {"do": "unbranch", **where, "folder": folder}
         ends = ours.detach(), stdout, stderr, workspace
         sandbox = of.branched(spec, ends, folder, group=group, on_close=closed, on_leave=lambda: handle.tell(gone))
         live[spec.id] = sandbox
         sandbox.room.at_end(lambda: live.pop(spec.id, None) and None)
-        return sandbox, Donation((theirs.detach(), out, err, ruleset, *joins), path)
+        return sandbox, Donation((theirs.detach(), out, err, ruleset), path)
 
     def _make_group(self, spec: LaunchSpec) -> cgroup.Group | None:
         if self._hierarchy.version == "none":
@@ -291,14 +292,8 @@ class JailTier:
         try:
             if len(self._spare_groups) < SPARE_GROUPS and group.renew():
                 self._spare_groups.append(group)
-                return
-        except OSError as err:
-            raise PlatformError(f"a control group cannot be used again: {err}") from err
-        self._remove(group)
-
-    def _remove(self, group: cgroup.Group) -> None:
-        try:
-            group.remove()
+            else:
+                group.remove()
         except OSError as err:
             raise PlatformError(f"a control group could not be removed: {err}") from err
 

@@ -194,7 +194,7 @@ class JailSandbox:
         self._exit = None
         with contextlib.suppress(OSError):  # it has ended, which is told of elsewhere
             pid = outside_of(self._processes.handle)
-            # A branch's process joins by itself, which is quick (docs/decisions/001); one that says so and did not is put there.
+            # The first process of a branch is moved, which takes 10 to 20 ms (docs/decisions/001); those after it are there by birth.
             if self._on_leave is not None and self._group is not None and not self._group.holds(pid):
                 self._group.adopt(pid)
             self._bound_processes(pid)
