@@ -206,9 +206,13 @@ class JailSandbox:
 
     def _count_asleep(self, more: int) -> None:
         self._processes.asleep += more
-        if self._group is not None and not self._closed:
-            with contextlib.suppress(OSError):
+        if self._closed:
+            return
+        with contextlib.suppress(OSError):
+            if self._group is not None:
                 self._group.set_limits(memory_bytes=self._limits.memory_mb * _MIB, processes=self._processes_now - 1)
+            elif self._processes.handle >= 0:
+                self._bound_processes(outside_of(self._processes.handle))
 
     def has_others(self) -> bool:
         return not self._closed and self._processes.has_others()
