@@ -27,6 +27,10 @@ from onetrip.timeline import Timeline
 from onetrip.worker import Worker
 
 BRANCHES_AT_ONCE: Final = 4  # the fork is one process's work, the rest is not
+_NO_BRANCH: Final = (
+    "The session goes on, and no branch was made. Without control groups (`onetrip doctor`) a session and its branches share one limit of "
+    "`processes`, of which each takes two: open the session with a higher one."
+)
 MAX_COPIES_MB: Final = 256  # of one session's files, for all its checkpoints
 ENVIRONMENT_FRESH_S: Final = 2.0  # how long we believe what we read of an environment: reading costs more than a run
 Files = Mapping[str, bytes]
@@ -189,8 +193,10 @@ class LocalEngine:
         own.past.append(point)
         try:
             await worker.branch(origin, own)
-        except BaseException:
+        except BaseException as err:
             await pool.discard(worker)
+            if isinstance(err, SandboxFailed):
+                raise SandboxFailed(f"the branch could not begin: {err}", hint=_NO_BRANCH) from err
             raise
         branch_id = f"ses_{secrets.token_hex(12)}"
         self._sessions[branch_id] = _Session(spec, worker)

@@ -308,7 +308,7 @@ LEFT = {
     "a stopped child": "p = subprocess.Popen(['sleep', '99']); os.kill(p.pid, signal.SIGSTOP)",
     "a chain that forks and dies": "def chain():\n    while True:\n        if os.fork(): os._exit(0)\norphan(chain)",
     "a fork bomb": "def bomb():\n    while True: libc.fork()\norphan(bomb)",
-    "a writer to stdout": "def write():\n    while True: os.write(1, b'x' * 99)\norphan(write)",
+    "a writer to stdout": "def write():\n    while True: os.write(1, b'x')  # a byte at a time: the limit of output is not what ends the cell\norphan(write)",
     "a writer to the file": "def write():\n    while True: open('file', 'w').write('evil')\norphan(write)",
     "a writer through a mapping": "import mmap\nm = mmap.mmap(os.open('file', os.O_RDWR), 6)\ndef write():\n    while True: m[:] = b'evil!!'\norphan(write)",
     "a thread": "threading.Thread(target=time.sleep, args=(99,), daemon=True).start()",

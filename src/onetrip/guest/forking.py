@@ -58,7 +58,7 @@ def fork() -> int:
     pid: int = _syscall(ctypes.c_long(_NR_CLONE), flags, zero, zero, *last)
     if pid < 0:
         number = ctypes.get_errno()
-        raise OSError(number, "clone")
+        raise OSError(number, strerror(number))
     if pid == 0 and (threading := modules.get("threading")) is not None:
         threading.main_thread()._native_id = getpid()  # noqa: SLF001  # what threading's own handler does after a fork
     return pid
