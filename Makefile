@@ -76,7 +76,7 @@ endif
 $(MADE)-run: pyproject.toml constraints.txt
 	@$(SETUP) if ! test -e $@; then \
 		python=$$(.ci/find-python); echo "making $(VENV) with $$python" >&2; "$$python" -m venv --clear $(VENV); fi
-	@$(SETUP) echo "installing Onetrip and its dependencies" >&2; $(PIP) -e .; mkdir -p $(DATA); touch $@
+	@$(SETUP) echo "installing Onetrip and its dependencies" >&2; $(PIP) -e '.[serve,otel]'; mkdir -p $(DATA); touch $@
 
 $(MADE)-test: $(MADE)-run
 	@$(SETUP) echo "installing what the tests need" >&2; $(PIP) -e '.[test]'; touch $@
