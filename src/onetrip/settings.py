@@ -1,0 +1,92 @@
+"""What a server is configured with: `onetrip.toml`, decoded once into frozen types. Units are in the names.
+
+Every setting has a default that serves one team on one machine; a file that has none of them is valid.
+"""
+
+import os
+import tomllib
+from pathlib import Path
+from typing import Final, Literal
+
+import msgspec
+
+from onetrip.errors import BadRequest
+from onetrip.model import Limits
+
+Role = Literal["admin", "user", "reader"]  # manages tenants and sees all · runs its tenant's programs · only looks
+LOCAL_TENANT: Final = "default"  # the one that exists before anybody made another
+
+
+class Quota(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What one tenant may have at once, or use in a day (UTC). None: as much as the machine gives."""
+
+    sessions: int | None = 100
+    concurrent_runs: int | None = 16
+    requests_per_s: float | None = 200.0  # bursts of twice as many
+    cpu_s_per_day: float | None = None
+    memory_mb: int | None = None  # sum of `limits.memory_mb` of its live sessions and running one-shots
+    disk_mb: int | None = None  # the same for `limits.disk_mb`
+
+
+class Caps(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The highest limits that a request may ask for."""
+
+    wall_s: float = 3600.0
+    cpu_s: float = 3600.0
+    memory_mb: int = 8192
+    processes: int = 512
+    disk_mb: int = 8192
+    output_mb: int = 64
+    tool_calls: int = 10_000
+
+
+class Otel(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """OpenTelemetry by OTLP; off unless an endpoint is set here or by the standard variables."""
+
+    endpoint: str | None = None
+    headers: dict[str, str] = {}
+    service_name: str = "onetrip"
+    sample_ratio: float = 1.0  # of runs that get spans
+    capture_content: bool = False  # code and output in spans: they are sensitive
+
+
+class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    host: str = "127.0.0.1"
+    port: int = 8400
+    data_dir: str | None = None  # database and sockets; None: in the user's data folder
+    environment: str = "default"  # warmed up at the start
+    warm: int = 4  # sandboxes kept ready per kind
+    lease_s: float = 3600.0  # how long sessions live on after a server that died
+    max_sessions: int = 2000  # of all tenants together
+    max_running: int | None = None  # programs at once; None: four per CPU
+    max_queue: int = 256  # runs that wait for their turn; more are refused at once
+    queue_timeout_s: float = 30.0  # a run that waited so long is refused
+    idle_timeout_s: float = 1800.0  # of a session that does not say
+    min_free_memory_mb: int = 512  # below it, sessions idle for longest end
+    keep_results_s: float = 24 * 3600.0  # how long a finished run can be fetched
+    max_body_mb: int = 64  # of a JSON request
+    drain_s: float = 30.0  # after SIGTERM, for runs that are on their way
+    allowed_hosts: tuple[str, ...] = ()  # names under which clients may reach us, beside the address we listen on
+    allowed_origins: tuple[str, ...] = ()  # web pages that may call us
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_content: bool = False  # code and output in logs
+    limits: Limits = Limits()  # of a request that does not say
+    caps: Caps = Caps()
+    quota: Quota = Quota()  # of a tenant that has none of its own
+    otel: Otel = Otel()
+
+
+def load(path: Path | None) -> Settings:
+    """Settings from a TOML file; the defaults without one. Raises BadRequest that names the field."""
+    if path is None:
+        return Settings()
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as err:
+        raise BadRequest(f"the configuration {os.fspath(path)!r} cannot be read: {err.strerror}", field="config") from err
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as err:
+        raise BadRequest(f"the configuration {os.fspath(path)!r} is not TOML: {err}", field="config") from err
+    try:
+        return msgspec.convert(raw, Settings)
+    except msgspec.ValidationError as err:
+        raise BadRequest(f"the configuration {os.fspath(path)!r}: {err}", field="config", hint="docs/serve.md lists every setting.") from err
