@@ -37,9 +37,13 @@ Files = Mapping[str, bytes]
 
 
 class Engine(Protocol):
-    async def open(self, spec: SessionSpec, files: Files) -> str: ...
-    def execute(self, session_id: str, cell: Cell) -> AsyncGenerator[Event]: ...
-    def run(self, spec: SessionSpec, cell: Cell, files: Files) -> AsyncGenerator[Event]: ...
+    async def open(self, spec: SessionSpec, files: Files, *, session_id: str | None = None) -> str: ...
+    def execute(
+        self, session_id: str, cell: Cell, *, run_id: str | None = None, queue_ms: float = 0.0
+    ) -> AsyncGenerator[Event]: ...
+    def run(
+        self, spec: SessionSpec, cell: Cell, files: Files, *, run_id: str | None = None, queue_ms: float = 0.0
+    ) -> AsyncGenerator[Event]: ...
     async def undo(self, session_id: str, cells: int = 1) -> Rewound: ...
     async def redo(self, session_id: str, cells: int = 1) -> Rewound: ...
     async def fork(self, session_id: str, count: int = 1) -> list[str]: ...
@@ -74,6 +78,7 @@ class LocalEngine:
         self._cgroup_parent, self._lease_s, self._run_dir = cgroup_parent, lease_s, run_dir
         self._tiers: dict[Level, tuple[JailTier, Pool]] = {}
         self._sessions: dict[str, _Session] = {}
+        self._runs: dict[str, Worker] = {}  # those that run now
         self._environments: dict[str, tuple[float, tuple[environments.Node, ...]]] = {}
         self._support: Support | None = None
         self._starting = asyncio.Lock()
@@ -115,8 +120,8 @@ class LocalEngine:
 
     # ------------------------------------------------------------------ sessions
 
-    async def open(self, spec: SessionSpec, files: Files) -> str:
-        """Start a session; returns its id. Raises BadRequest, UnknownEnvironment, Unavailable, SandboxFailed; nothing is left then."""
+    async def open(self, spec: SessionSpec, files: Files, *, session_id: str | None = None) -> str:
+        """Start a session; returns its id, which is the caller's if given. Raises BadRequest, UnknownEnvironment, Unavailable, SandboxFailed; nothing is left then."""
         nodes = self._checked(spec)
         _, pool = await self._backend(spec.isolation_floor)
         # What a session will import is not known yet; the richest node costs it nothing but shared memory.
@@ -126,7 +131,7 @@ class LocalEngine:
             worker.remember(self._timeline(worker, spec))
         elif spec.checkpoints:
             worker.note = f"no checkpoint: the session asked for {spec.threads} threads, which do not survive a fork"
-        session_id = f"ses_{secrets.token_hex(12)}"
+        session_id = session_id or new_session_id()
         self._sessions[session_id] = _Session(spec, worker)
         return session_id
 
@@ -198,7 +203,7 @@ class LocalEngine:
             if isinstance(err, SandboxFailed):
                 raise SandboxFailed(f"the branch could not begin: {err}", hint=_NO_BRANCH) from err
             raise
-        branch_id = f"ses_{secrets.token_hex(12)}"
+        branch_id = new_session_id()
         self._sessions[branch_id] = _Session(spec, worker)
         return branch_id
 
@@ -213,18 +218,24 @@ class LocalEngine:
                 raise
             return Rewound(moved.cells, moved.note)
 
-    async def execute(self, session_id: str, cell: Cell) -> AsyncGenerator[Event]:
-        """Run a cell in a session and yield its events, `Done` last. Cells of one session run one after the other."""
+    async def execute(
+        self, session_id: str, cell: Cell, *, run_id: str | None = None, queue_ms: float = 0.0
+    ) -> AsyncGenerator[Event]:
+        """Run a cell in a session and yield its events, `Done` last. Cells of one session run one after the other.
+
+        `run_id` is the caller's if given; `queue_ms`: how long it has waited already.
+        """
         _check_cell(cell)
         session = self._session(session_id)
+        run_id = run_id or new_run_id()
         asked = time.monotonic()
         async with self._turn(session):
-            queued_ms = (time.monotonic() - asked) * 1e3
+            queue_ms += (time.monotonic() - asked) * 1e3
             events = session.worker.execute(
-                cell, session.spec.limits, _run_id(), session_id=session_id, queue_ms=queued_ms, start_ms=0.0,
+                cell, session.spec.limits, run_id, session_id=session_id, queue_ms=queue_ms, start_ms=0.0,
                 undo_errors=session.spec.on_error == "rollback",
             )  # fmt: skip
-            async with contextlib.aclosing(events):
+            async with self._running(run_id, session.worker), contextlib.aclosing(events):
                 async for event in events:
                     if isinstance(event, Done) and not event.result.session.survived:
                         await self._lose(session, event.result.session.note or "its process ended")
@@ -241,8 +252,10 @@ class LocalEngine:
                 raise SessionGone(f"the session ended: {session.gone}")
             yield
 
-    async def run(self, spec: SessionSpec, cell: Cell, files: Files) -> AsyncGenerator[Event]:
-        """A one-shot: a sandbox of its own for this cell, discarded afterwards."""
+    async def run(
+        self, spec: SessionSpec, cell: Cell, files: Files, *, run_id: str | None = None, queue_ms: float = 0.0
+    ) -> AsyncGenerator[Event]:
+        """A one-shot: a sandbox of its own for this cell, discarded afterwards. `run_id` and `queue_ms` as in `execute`."""
         nodes = self._checked(spec)
         _check_cell(cell)
         asked = time.monotonic()
@@ -251,17 +264,32 @@ class LocalEngine:
         worker = await self._worker(pool, spec, preload.choose(nodes, cell.code), files)
         try:
             started = time.monotonic()
+            run_id = run_id or new_run_id()
+            queue_ms += (queued - asked) * 1e3
             events = worker.execute(
-                cell, spec.limits, _run_id(), session_id=None, queue_ms=(queued - asked) * 1e3, start_ms=(started - queued) * 1e3
+                cell, spec.limits, run_id, session_id=None, queue_ms=queue_ms, start_ms=(started - queued) * 1e3
             )
-            async with contextlib.aclosing(events):
+            async with self._running(run_id, worker), contextlib.aclosing(events):
                 async for event in events:
                     yield event
         finally:
             pool.discard_soon(worker)
 
+    @contextlib.asynccontextmanager
+    async def _running(self, run_id: str, worker: Worker) -> AsyncGenerator[None]:
+        self._runs[run_id] = worker
+        try:
+            yield
+        finally:
+            self._runs.pop(run_id, None)
+
     def interrupt(self, session_id: str) -> None:
-        self._session(session_id).worker.interrupt()
+        """Like Ctrl-C for what a session runs, or for one run by its id. Nothing happens where nothing runs. Raises NotFound for an unknown session."""
+        if session_id.startswith("run_"):
+            if (worker := self._runs.get(session_id)) is not None:
+                worker.interrupt()
+        else:
+            self._session(session_id).worker.interrupt()
 
     def files(self, session_id: str) -> Workspace:
         """The session's files; methods block briefly. Raises NotFound, SessionGone."""
@@ -269,6 +297,11 @@ class LocalEngine:
         if gone := session.gone or session.worker.ended:
             raise SessionGone(f"the session ended: {gone}")
         return session.worker.workspace
+
+    @property
+    def warm(self) -> int:
+        """Sandboxes that are ready and wait for a program."""
+        return sum(pool.idle for _, pool in self._tiers.values())
 
     def note_files(self, session_id: str) -> None:
         self._session(session_id).worker.note_files()
@@ -349,5 +382,9 @@ def _asleep(spec: SessionSpec) -> int:
     return spec.checkpoints + 2 if spec.checkpoints else 0
 
 
-def _run_id() -> str:
+def new_run_id() -> str:
     return f"run_{secrets.token_hex(12)}"
+
+
+def new_session_id() -> str:
+    return f"ses_{secrets.token_hex(12)}"

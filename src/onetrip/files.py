@@ -38,7 +38,7 @@ class Workspace:
     """The files below one directory descriptor, which stays the caller's. Every method may block on the disk, briefly."""
 
     def __init__(self, fd: int) -> None:
-        self._fd = fd
+        self.fd = fd
         owner = os.fstat(fd)
         self.owner = (owner.st_uid, owner.st_gid) if os.geteuid() == 0 and owner.st_uid else None
 
@@ -110,11 +110,11 @@ class Workspace:
         found: dict[bytes, tuple[int, int, int, int]] = {}
         with as_owner(self.owner):
             try:
-                root = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._fd)
+                root = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.fd)
             except PermissionError:  # the program took the workspace from itself, and from us
-                os.fchmod(self._fd, 0o755)
+                os.fchmod(self.fd, 0o755)
                 try:
-                    root = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._fd)
+                    root = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.fd)
                 except PermissionError:  # and does it again and again: then there is nothing to see
                     return found
             with contextlib.closing(walk(root)) as entries:
@@ -127,7 +127,7 @@ class Workspace:
 
     def top_moment(self) -> tuple[int, int]:
         """When the top folder last changed. A workspace without files and folders cannot get any without that."""
-        status = os.fstat(self._fd)
+        status = os.fstat(self.fd)
         return status.st_mtime_ns, status.st_ctime_ns
 
     def _make_folders(self, parts: Sequence[str]) -> int:
@@ -143,7 +143,7 @@ class Workspace:
         return at
 
     def _open(self, path: str, flags: int, resolve: int = 0) -> int:
-        return open_beneath(self._fd, path.encode(), flags, resolve)
+        return open_beneath(self.fd, path.encode(), flags, resolve)
 
 
 class Changes:

@@ -74,6 +74,11 @@ class Pool:
         self.live += 1
         return Worker(sandbox), donation
 
+    @property
+    def idle(self) -> int:
+        """Sandboxes that are ready and wait for a program."""
+        return sum(map(len, self._idle.values()))
+
     def prepare(self, key: Key) -> None:
         """Keep the base number of this kind from now on."""
         self._wanted.setdefault(key, self._warm)

@@ -89,4 +89,6 @@ def load(path: Path | None) -> Settings:
     try:
         return msgspec.convert(raw, Settings)
     except msgspec.ValidationError as err:
-        raise BadRequest(f"the configuration {os.fspath(path)!r}: {err}", field="config", hint="docs/serve.md lists every setting.") from err
+        raise BadRequest(
+            f"the configuration {os.fspath(path)!r}: {err}", field="config", hint="docs/serve.md lists every setting."
+        ) from err

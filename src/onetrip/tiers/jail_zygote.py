@@ -6,10 +6,11 @@ import json
 import os
 import socket
 import sys
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from onetrip import addresses
 from onetrip.errors import PlatformError, SandboxFailed
 from onetrip.jail import control, launch
 
@@ -54,7 +55,7 @@ class ZygoteHandle:
     async def _start(cls, house: Mapping[str, Any], config: Mapping[str, Any], path: Path) -> "ZygoteHandle":
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with listener, contextlib.ExitStack() as held:
-            with _short(path) as address:
+            with addresses.short(path) as address:
                 listener.bind(address)
             listener.listen(4)
             config_fd = _memory_file("config", config)
@@ -86,7 +87,7 @@ class ZygoteHandle:
                 raise SandboxFailed(f"the jail's step “{failure['step']}” failed: {failure['detail']}")
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
-            with _short(path) as address:
+            with addresses.short(path) as address:
                 connection.connect(address)
         except OSError as err:
             connection.close()
@@ -99,7 +100,7 @@ class ZygoteHandle:
         """Connect to a zygote that outlived its host. Raises PlatformError when nobody is there."""
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
-            with _short(path) as address:
+            with addresses.short(path) as address:
                 connection.connect(address)
         except OSError as err:
             connection.close()
@@ -214,16 +215,6 @@ class ZygoteHandle:
                 await self._process.wait()
         self._path.unlink(missing_ok=True)
         self._path.with_suffix(".log").unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def _short(path: Path) -> Generator[str]:
-    """Another name of this path for a socket's address, which holds no more than 108 bytes (unix(7))."""
-    folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        yield f"/proc/self/fd/{folder}/{path.name}"
-    finally:
-        os.close(folder)
 
 
 def _tail(log: Path) -> str:

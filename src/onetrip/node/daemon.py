@@ -1,0 +1,250 @@
+"""The node's process: serves one server at a time on its socket, and ends when none has come for the length of the lease."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import struct
+from collections.abc import Coroutine
+from typing import Any, Final, TypeVar
+
+import msgspec
+
+from onetrip import model
+from onetrip.engine import LocalEngine
+from onetrip.errors import OnetripError, PlatformError, SessionGone
+from onetrip.node import messages
+from onetrip.node.link import Link
+from onetrip.node.runs import Runs
+
+EMPTY_LEASE_S: Final = 5.0  # with nothing worth keeping
+FIRST_CONNECTION_S: Final = 30.0  # a server that does not connect after starting us is dead
+_PAGE: Final = os.sysconf("SC_PAGESIZE")
+T = TypeVar("T")
+_decoder: Final = msgspec.msgpack.Decoder(messages.ToNode)
+
+
+class Config(msgspec.Struct, frozen=True):
+    lease_s: float
+    warm: int
+    max_live: int
+
+
+class Node:
+    """See above. `serve` until it is told to quit or its lease is over; afterwards nothing is left."""
+
+    def __init__(self, config: Config, listener: socket.socket) -> None:
+        self._config, self._listener = config, listener
+        self.engine = LocalEngine(warm=config.warm, max_live=config.max_live)
+        self.runs = Runs(self.engine)
+        self.runs.on_session_gone = self._session_gone
+        self.sessions: dict[str, messages.HeldSession] = {}
+        self._connection: Connection | None = None
+        self._quit = asyncio.Event()
+        self._lease: asyncio.TimerHandle | None = None
+
+    async def serve(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._quit.set)
+        self._listener.setblocking(False)
+        loop.add_reader(self._listener.fileno(), self._accept)
+        self._lease = loop.call_later(FIRST_CONNECTION_S, self._quit.set)
+        try:
+            await self._quit.wait()
+        finally:
+            loop.remove_reader(self._listener.fileno())
+            with contextlib.suppress(OSError):  # its folder may be gone
+                os.unlink(self._listener.getsockname())
+            self._listener.close()
+            await self.runs.aclose()
+            await self.engine.aclose()
+            if self._connection is not None:
+                await self._connection.farewell()
+
+    def quit(self) -> None:
+        self._quit.set()
+
+    def _accept(self) -> None:
+        sock, _ = self._listener.accept()
+        if self._connection is not None or not _is_ours(sock):
+            sock.close()  # one server at a time; it sees the end of file and can say so
+            return
+        if self._lease is not None:
+            self._lease.cancel()
+        self._connection = Connection(self, sock)
+
+    def lost(self) -> None:
+        """The server is gone."""
+        self._connection = None
+        if self._quit.is_set():
+            return
+        worth = self.sessions or any(not run.saved for run in self.runs.held())
+        lease_s = self._config.lease_s if worth else min(EMPTY_LEASE_S, self._config.lease_s)
+        self._lease = asyncio.get_running_loop().call_later(lease_s, self._quit.set)
+
+    def _session_gone(self, session_id: str, why: str) -> None:
+        if (held := self.sessions.get(session_id)) is not None:
+            self.sessions[session_id] = msgspec.structs.replace(held, gone=why)
+
+    def described(self) -> messages.Described:
+        return messages.Described(messages.VERSION, tuple(self.sessions.values()), self.runs.held())
+
+
+class Connection:
+    """One server's connection: each call becomes a task, so that none waits for another."""
+
+    def __init__(self, node: Node, sock: socket.socket) -> None:
+        self._node = node
+        self._calls: dict[int, asyncio.Task[None]] = {}
+        self._credits: dict[int, _Credit] = {}
+        self._quitting: int | None = None
+        self._link = Link(sock, _decoder, self._received, self._closed)
+
+    def _received(self, message: messages.ToNode) -> None:
+        match message:
+            case messages.Call(id, body):
+                task = self._calls[id] = asyncio.create_task(self._serve(id, body))
+                task.add_done_callback(lambda _: self._calls.pop(id, None) and None)
+            case messages.Ack(id, size):
+                if (credit := self._credits.get(id)) is not None:
+                    credit.give(size)
+            case messages.Cancel(id):
+                if (task := self._calls.get(id)) is not None:
+                    task.cancel()
+
+    def _closed(self) -> None:
+        for task in self._calls.values():
+            task.cancel()
+        self._node.lost()
+
+    async def farewell(self) -> None:
+        """Nothing is left: tell who asked for it."""
+        if self._quitting is not None:
+            self._link.send(messages.Answer(self._quitting))
+        self._link.close()
+
+    async def _serve(self, id: int, body: messages.Body) -> None:  # noqa: A002 - the name on the wire
+        try:
+            await self._answer(id, body)
+        except OnetripError as err:
+            self._link.send(messages.Failed(id, err.code, str(err), err.hint, err.field, err.retry_after_s))
+        except Exception as err:  # noqa: BLE001 - the outermost shell of a call: the server logs it
+            failed = PlatformError(f"the node failed: {type(err).__name__}: {err}")
+            self._link.send(messages.Failed(id, failed.code, str(failed), failed.hint, None, None))
+
+    async def _answer(self, id: int, body: messages.Body) -> None:  # noqa: A002 - the name on the wire
+        node, engine = self._node, self._node.engine
+        value: Any = None
+        match body:
+            case messages.Run():
+                entry = node.runs.begin(body)
+                await entry.log.wait_end()
+                await self._items(id, messages.Follow(body.run_id, last_only=True))
+            case messages.Follow():
+                await self._items(id, body)
+            case messages.Open(session_id, spec, files, meta):
+                await engine.open(spec, files, session_id=session_id)
+                node.sessions[session_id] = messages.HeldSession(session_id, meta, spec, None)
+            case messages.Close(session_id):
+                node.sessions.pop(session_id, None)
+                await engine.close(session_id)
+            case messages.Undo(session_id, cells, forward):
+                rewind = engine.redo if forward else engine.undo
+                value = msgspec.to_builtins(await _told(node, session_id, rewind(session_id, cells)))
+            case messages.Fork(session_id, metas):
+                held = node.sessions.get(session_id)
+                value = await _told(node, session_id, engine.fork(session_id, len(metas)))
+                for branch, meta in zip(value, metas, strict=True):
+                    spec = model.SessionSpec() if held is None else held.spec
+                    node.sessions[branch] = messages.HeldSession(branch, meta, spec, None)
+            case messages.Workspace(session_id, note_changes):
+                workspace = engine.files(session_id)
+                if note_changes:
+                    engine.note_files(session_id)
+                else:
+                    self._link.send(messages.Answer(id, None, 1), [os.dup(workspace.fd)])
+                    return
+            case messages.Interrupt(run_id):
+                node.runs.interrupt(run_id)
+            case messages.Saved(run_id):
+                node.runs.saved(run_id)
+            case messages.Start(environment, floor):
+                await engine.start(environment, floor=floor)
+            case messages.Describe():
+                value = msgspec.to_builtins(node.described())
+            case messages.Stats():
+                value = msgspec.to_builtins(self._statistics())
+            case messages.Support():
+                value = msgspec.to_builtins(await asyncio.to_thread(engine.support))
+            case messages.Quit():
+                self._quitting = id
+                node.quit()
+                return
+        self._link.send(messages.Answer(id, value))
+
+    async def _items(self, id: int, body: messages.Follow) -> None:  # noqa: A002 - the name on the wire
+        log = self._node.runs.entry(body.run_id).log
+        after = body.after
+        if body.last_only:
+            await log.wait_end()
+            after = max(0, len(log.records) - 1)
+        credit = self._credits[id] = _Credit()
+        try:
+            records = log.read(after)
+            async with contextlib.aclosing(records):
+                async for record in records:
+                    if body.last_only and record.name != "done":
+                        continue
+                    await credit.wait()
+                    await self._link.wait_room()
+                    credit.take(len(record.data))
+                    self._link.send(messages.Item(id, record.number, record.name, record.data))
+        finally:
+            del self._credits[id]
+        if log.failure is not None and not (log.records and log.records[-1].name == "done"):
+            raise log.failure
+        self._link.send(messages.Answer(id))
+
+    def _statistics(self) -> messages.Statistics:
+        engine, runs = self._node.engine, self._node.runs
+        with open("/proc/self/statm", "rb") as file:
+            resident = int(file.read().split()[1]) * _PAGE
+        return messages.Statistics(len(self._node.sessions), runs.running, engine.warm, runs.log_bytes, os.getpid(), resident)
+
+
+class _Credit:
+    """How much a reader lets us send it before it acknowledges."""
+
+    def __init__(self) -> None:
+        self._left = messages.WINDOW_BYTES
+        self._more = asyncio.Event()
+
+    def take(self, size: int) -> None:
+        self._left -= size
+
+    def give(self, size: int) -> None:
+        self._left += size
+        self._more.set()
+
+    async def wait(self) -> None:
+        while self._left <= 0:
+            self._more.clear()
+            await self._more.wait()
+
+
+async def _told(node: Node, session_id: str, work: Coroutine[Any, Any, T]) -> T:
+    """Do it; a session that is gone is remembered as such."""
+    try:
+        return await work
+    except SessionGone as err:
+        if (held := node.sessions.get(session_id)) is not None and held.gone is None:
+            node.sessions[session_id] = msgspec.structs.replace(held, gone=str(err))
+        raise
+
+
+def _is_ours(sock: socket.socket) -> bool:
+    """The other end's user, from the kernel (unix(7), SO_PEERCRED): who may connect is who may read the folder, and root."""
+    peer = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+    return struct.unpack("3i", peer)[1] in (os.geteuid(), 0)

@@ -1,0 +1,106 @@
+"""The events of one run, numbered: made once, read by any number of readers, each from where it likes.
+
+A run goes on without a reader, for its output is bounded by its limits. A reader that is slow slows it: the maker waits while some
+reader has more than `WINDOW_BYTES` before it.
+"""
+
+import asyncio
+import collections
+from collections.abc import AsyncGenerator
+from typing import Final
+
+import msgspec
+
+from onetrip import model
+from onetrip.node.messages import WINDOW_BYTES
+
+NAMES: Final = {
+    model.Started: "started",
+    model.Stdout: "stdout",
+    model.Stderr: "stderr",
+    model.Displayed: "display",
+    model.Done: "done",
+}
+_encode: Final = msgspec.json.Encoder().encode
+
+
+class Record(msgspec.Struct, frozen=True):
+    number: int
+    name: str
+    data: bytes  # JSON
+
+
+class _Reader:
+    __slots__ = ("at", "wake")
+
+    def __init__(self, at: int) -> None:
+        self.at = at  # index of the next record
+        self.wake = asyncio.Event()
+
+
+class Log:
+    """`put` events, `end` it; `read` from a number on. `failure` is set instead of a last event where there is none."""
+
+    def __init__(self) -> None:
+        self.records: list[Record] = []
+        self.bytes = 0
+        self.ended = False
+        self.failure: BaseException | None = None
+        self._sizes: list[int] = [0]  # bytes before each record
+        self._readers: set[_Reader] = set()
+        self._room: asyncio.Event = asyncio.Event()
+        self._waiters: collections.deque[asyncio.Future[None]] = collections.deque()
+
+    async def put(self, event: model.Event) -> None:
+        """Add an event; waits while a reader is far behind."""
+        data = _encode(event.result) if isinstance(event, model.Done) else _encode(event)
+        self.records.append(Record(len(self.records) + 1, NAMES[type(event)], data))
+        self.bytes += len(data)
+        self._sizes.append(self.bytes)
+        if isinstance(event, model.Done):
+            self.end()
+            return
+        self._wake()
+        while self._readers and not self._has_room():
+            self._room.clear()
+            await self._room.wait()
+
+    def end(self, failure: BaseException | None = None) -> None:
+        """Nothing more comes."""
+        self.ended, self.failure = True, failure
+        self._wake()
+        while self._waiters:
+            waiter = self._waiters.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
+
+    async def wait_end(self) -> None:
+        if not self.ended:
+            waiter = asyncio.get_running_loop().create_future()
+            self._waiters.append(waiter)
+            await waiter
+
+    async def read(self, after: int) -> AsyncGenerator[Record]:
+        """Records with a number above `after`, to the last. What was yielded counts as taken when the next one is asked for."""
+        reader = _Reader(min(max(after, 0), len(self.records)))
+        self._readers.add(reader)
+        try:
+            while True:
+                while reader.at < len(self.records):
+                    yield self.records[reader.at]
+                    reader.at += 1
+                    self._room.set()
+                if self.ended:
+                    return
+                reader.wake.clear()
+                await reader.wake.wait()
+        finally:
+            self._readers.discard(reader)
+            self._room.set()
+
+    def _wake(self) -> None:
+        for reader in self._readers:
+            reader.wake.set()
+
+    def _has_room(self) -> bool:
+        return all(self.bytes - self._sizes[reader.at] <= WINDOW_BYTES for reader in self._readers)

@@ -1,0 +1,193 @@
+"""The requests and responses of the native HTTP interface: what the server decodes, the client encodes and the OpenAPI document shows.
+
+Unknown fields are refused by name. Names are those of the interface; units are in them.
+"""
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from onetrip.model import FileChange, Isolation, Level, Limits, Mechanism, ModulePolicy
+
+Encoding = Literal["utf-8", "base64"]
+OnDisconnect = Literal["continue", "interrupt"]
+Name = Annotated[str, Meta(max_length=256)]
+
+
+class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
+    pass
+
+
+class LimitsRequest(Request, frozen=True):
+    """What a run may use; a limit that is not named is the server's default. Above the server's caps: 400."""
+
+    wall_s: float | None = None
+    cpu_s: float | None = None
+    memory_mb: int | None = None
+    processes: int | None = None
+    disk_mb: int | None = None
+    output_mb: int | None = None
+    tool_calls: int | None = None
+
+    def over(self, defaults: Limits) -> Limits:
+        given = {name: value for name in self.__struct_fields__ if (value := getattr(self, name)) is not None}
+        return msgspec.structs.replace(defaults, **given)
+
+
+class NetworkAllow(Request, frozen=True):
+    allow: tuple[str, ...] = ()
+
+
+class PolicyRequest(Request, frozen=True):
+    modules: ModulePolicy = ModulePolicy()
+    network: Literal["off"] | NetworkAllow = "off"
+
+
+class FileContent(Request, frozen=True):
+    """A file that is there before the first cell. `path` is relative to the workspace."""
+
+    path: str
+    content: str
+    encoding: Encoding = "utf-8"
+
+
+class SessionRequest(Request, frozen=True):
+    environment: str | None = None
+    tools: tuple[dict[str, Any], ...] = ()
+    limits: LimitsRequest = LimitsRequest()
+    policy: PolicyRequest = PolicyRequest()
+    files: tuple[FileContent, ...] = ()
+    metadata: dict[Name, Name] = {}
+    idle_timeout_s: Annotated[float, Meta(gt=0, le=30 * 86_400)] | None = None
+    isolation_floor: Level = "strict"
+    checkpoints: Annotated[int, Meta(ge=0, le=64)] = 8
+    on_error: Literal["keep", "rollback"] = "keep"
+    threads: Annotated[int, Meta(ge=1, le=256)] = 1
+
+
+class CellRequest(Request, frozen=True):
+    """One cell of a session."""
+
+    code: str
+    inputs: dict[str, Any] = {}
+    timeout_s: float | None = None
+    stream: bool = False
+    on_disconnect: OnDisconnect = "continue"
+    final: bool = False  # behave at the end as an ending program does: threads joined, exit handlers run
+    tools: tuple[dict[str, Any], ...] = ()
+    tool_choice: Any = None
+
+
+class RunRequest(CellRequest, frozen=True):
+    """A one-shot: a cell, and what the session is made of that is made for it."""
+
+    environment: str | None = None
+    limits: LimitsRequest = LimitsRequest()
+    policy: PolicyRequest = PolicyRequest()
+    files: tuple[FileContent, ...] = ()
+    metadata: dict[Name, Name] = {}
+    isolation_floor: Level = "strict"
+    threads: Annotated[int, Meta(ge=1, le=256)] = 1
+
+
+class UndoRequest(Request, frozen=True):
+    cells: Annotated[int, Meta(ge=1, le=1000)] = 1
+
+
+class ForkRequest(Request, frozen=True):
+    count: Annotated[int, Meta(ge=1, le=1000)] = 1
+
+
+class SessionInfo(msgspec.Struct, frozen=True, kw_only=True):
+    id: str
+    created_at: float  # seconds since 1970
+    last_used_at: float
+    expires_at: float  # when it ends if nothing is asked of it before
+    environment: str
+    limits: Limits
+    metadata: dict[str, str] = {}
+    running: int = 0  # runs that are on their way
+
+
+class SessionList(msgspec.Struct, frozen=True):
+    sessions: tuple[SessionInfo, ...]
+
+
+class Rewinding(msgspec.Struct, frozen=True):
+    """What undo or redo did: how many cells the state now has behind it, and what could not be brought back."""
+
+    cells: int
+    note: str | None = None
+
+
+class ForkResponse(msgspec.Struct, frozen=True):
+    sessions: tuple[SessionInfo, ...]
+
+
+class FileEntry(msgspec.Struct, frozen=True):
+    path: str
+    size: int
+    modified_ns: int
+
+
+class FileList(msgspec.Struct, frozen=True):
+    files: tuple[FileEntry, ...]
+
+
+class Problem(msgspec.Struct, frozen=True, omit_defaults=True):
+    """An error, as RFC 9457 has it, with a stable `code`, what to do (`hint`), and which part of the request was wrong (`field`)."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+    hint: str
+    request_id: str
+    field: str | None = None
+
+
+class Health(msgspec.Struct, frozen=True):
+    status: Literal["ok", "starting", "draining", "failing"]
+    detail: str | None = None
+
+
+class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
+    """What isolation and limits hold here."""
+
+    version: str
+    level: Level | None
+    isolation: tuple[Mechanism, ...]
+    limits: Limits  # defaults
+    caps: Limits
+    environments: tuple[str, ...]
+    tools: bool = False
+    network: bool = False
+
+
+class ToolList(msgspec.Struct, frozen=True):
+    tools: tuple[dict[str, Any], ...] = ()
+
+
+__all__ = [
+    "Capabilities",
+    "CellRequest",
+    "FileChange",
+    "FileContent",
+    "FileEntry",
+    "FileList",
+    "ForkRequest",
+    "ForkResponse",
+    "Health",
+    "Isolation",
+    "LimitsRequest",
+    "Problem",
+    "Rewinding",
+    "RunRequest",
+    "SessionInfo",
+    "SessionList",
+    "SessionRequest",
+    "ToolList",
+    "UndoRequest",
+]
