@@ -11,7 +11,9 @@ from onetrip.errors import (
     OnetripError,
     Overloaded,
     PlatformError,
+    PreconditionFailed,
     QuotaExceeded,
+    RangeUnsatisfiable,
     SandboxFailed,
     SessionGone,
     TooLarge,
@@ -20,6 +22,8 @@ from onetrip.errors import (
     UnknownEnvironment,
     WorkspaceFull,
 )
+
+__version__ = "0.1.0"  # the same as in pyproject.toml, by test
 
 if TYPE_CHECKING:
     from onetrip.embedded import alocal, local
@@ -37,7 +41,9 @@ __all__ = [
     "Overloaded",
     "PlatformError",
     "Policy",
+    "PreconditionFailed",
     "QuotaExceeded",
+    "RangeUnsatisfiable",
     "Result",
     "SandboxFailed",
     "SessionGone",

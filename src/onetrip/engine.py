@@ -9,7 +9,7 @@ import contextlib
 import resource
 import secrets
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Protocol
@@ -46,7 +46,7 @@ class Engine(Protocol):
     ) -> AsyncGenerator[Event]: ...
     async def undo(self, session_id: str, cells: int = 1) -> Rewound: ...
     async def redo(self, session_id: str, cells: int = 1) -> Rewound: ...
-    async def fork(self, session_id: str, count: int = 1) -> list[str]: ...
+    async def fork(self, session_id: str, count: int = 1, *, ids: Sequence[str] = ()) -> list[str]: ...
     def interrupt(self, session_id: str) -> None: ...
     def files(self, session_id: str) -> Workspace: ...
     async def close(self, session_id: str) -> None: ...
@@ -155,9 +155,10 @@ class LocalEngine:
         """Take back an `undo`, while nothing new has run."""
         return await self._rewind(session_id, cells, forward=True)
 
-    async def fork(self, session_id: str, count: int = 1) -> list[str]:
-        """So many branches of a session: sessions of their own, with its state as it is now. Raises Unavailable where it has no checkpoint,
-        BadRequest, Overloaded, SessionGone, SandboxFailed; then there are none.
+    async def fork(self, session_id: str, count: int = 1, *, ids: Sequence[str] = ()) -> list[str]:
+        """So many branches of a session: sessions of their own, with its state as it is now; their ids are the caller's if given.
+
+        Raises Unavailable where it has no checkpoint, BadRequest, Overloaded, SessionGone, SandboxFailed; then there are none.
         """
         checks.check_count(count)
         session = self._session(session_id)
@@ -165,13 +166,14 @@ class LocalEngine:
         made: list[str] = []
         some = asyncio.Semaphore(BRANCHES_AT_ONCE)
 
-        async def make() -> None:
+        async def make(branch_id: str) -> None:
             async with some:
-                made.append(await self._branch(session, pool))
+                await self._branch(session, pool, branch_id)
+                made.append(branch_id)
 
         async with self._turn(session):
             try:
-                ended = await asyncio.gather(*(make() for _ in range(count)), return_exceptions=True)
+                ended = await asyncio.gather(*map(make, ids or [new_session_id() for _ in range(count)]), return_exceptions=True)
                 for failure in filter(None, ended):
                     raise failure  # the others fail of the same, or because of it
             except BaseException:
@@ -180,7 +182,7 @@ class LocalEngine:
                 raise
         return made
 
-    async def _branch(self, session: _Session, pool: Pool) -> str:
+    async def _branch(self, session: _Session, pool: Pool, branch_id: str) -> None:
         spec, origin = session.spec, session.worker
         timeline = origin.timeline
         if timeline is None:
@@ -203,9 +205,7 @@ class LocalEngine:
             if isinstance(err, SandboxFailed):
                 raise SandboxFailed(f"the branch could not begin: {err}", hint=_NO_BRANCH) from err
             raise
-        branch_id = new_session_id()
         self._sessions[branch_id] = _Session(spec, worker)
-        return branch_id
 
     async def _rewind(self, session_id: str, cells: int, *, forward: bool) -> Rewound:
         checks.check_cells(cells)

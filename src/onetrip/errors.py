@@ -5,6 +5,8 @@
     │   ├── UnknownEnvironment
     │   ├── NotFound        a session, run or file that does not exist (any more), or is another tenant's
     │   ├── Conflict        it contradicts an earlier request, such as another body under the same idempotency key
+    │   ├── PreconditionFailed     the file is not, or no longer, the one that the request names
+    │   ├── RangeUnsatisfiable     the file has no such bytes
     │   └── TooLarge        the body of a request
     ├── Unauthorized        no key, or one that is not (or no longer) known
     ├── Forbidden           the key may not do this
@@ -56,6 +58,16 @@ class NotFound(OnetripError, LookupError):
 class Conflict(BadRequest):
     code = "conflict"
     hint_default = "Use a new idempotency key for a new request, and the same body for a repeated one."
+
+
+class PreconditionFailed(BadRequest):
+    code = "precondition_failed"
+    hint_default = "Read the file again, and decide anew. It was not changed."
+
+
+class RangeUnsatisfiable(BadRequest):
+    code = "range_unsatisfiable"
+    hint_default = "Ask for bytes that the file has."
 
 
 class TooLarge(BadRequest):
@@ -129,6 +141,8 @@ STATUS: dict[str, tuple[int, bool]] = {
     "unknown_environment": (400, False),
     "not_found": (404, False),
     "conflict": (409, False),
+    "precondition_failed": (412, False),
+    "range_unsatisfiable": (416, False),
     "too_large": (413, False),
     "unauthorized": (401, False),
     "forbidden": (403, False),

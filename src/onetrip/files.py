@@ -11,11 +11,11 @@ import os
 import secrets
 import stat
 from collections.abc import Generator, Mapping, Sequence
-from typing import Final
+from typing import Final, Self
 
 import msgspec
 
-from .beneath import NO_SYMLINKS, as_owner, open_beneath, printable, walk
+from .beneath import NO_SYMLINKS, Owner, as_owner, open_beneath, printable, walk
 from .errors import BadRequest, NotFound, PlatformError, WorkspaceFull
 from .model import FileChange
 
@@ -44,28 +44,37 @@ class Workspace:
 
     def write(self, path: str, data: bytes) -> None:
         """Create or replace a file, and the folders above it. The new content appears whole or not at all."""
+        with self.upload(path) as upload:
+            upload.write(data)
+            upload.finish()
+
+    def upload(self, path: str) -> "Upload":
+        """Begin to create or replace a file piece by piece. Raises BadRequest for a path that leaves the workspace, WorkspaceFull."""
         parts = _checked(path)
         with as_owner(self.owner), _errors_for(path):
             folder = self._make_folders(parts[:-1])
             try:
                 temporary = f".upload-{secrets.token_hex(8)}"
                 fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644, dir_fd=folder)
-                try:
-                    with open(fd, "wb", buffering=0) as file:
-                        left = memoryview(data)
-                        while left:
-                            left = left[file.write(left) :]
-                    # Replaces a link, pipe or device of that name instead of following it; fails on a folder.
-                    os.rename(temporary, parts[-1], src_dir_fd=folder, dst_dir_fd=folder)
-                except BaseException:
-                    with contextlib.suppress(OSError):
-                        os.unlink(temporary, dir_fd=folder)
-                    raise
-            finally:
+            except BaseException:
                 os.close(folder)
+                raise
+        return Upload(self.owner, path, folder, temporary, parts[-1], fd)
 
     def read(self, path: str, *, max_bytes: int = MAX_READ_BYTES) -> bytes:
         """The content of a regular file. Raises NotFound, or BadRequest for anything else and for more than `max_bytes`."""
+        with self.open(path) as opened:
+            if opened.size > max_bytes:
+                raise BadRequest(f"{path!r} has {opened.size} bytes, more than {max_bytes}", field="path")
+            chunks: list[bytes] = []
+            left = max_bytes
+            while left > 0 and (chunk := os.read(opened.fd, min(left, 1 << 20))):
+                chunks.append(chunk)
+                left -= len(chunk)
+            return b"".join(chunks)
+
+    def open(self, path: str) -> "Opened":
+        """A regular file to read from. Raises NotFound, or BadRequest for anything else."""
         parts = _checked(path)
         with as_owner(self.owner), _errors_for(path):
             # A FIFO or a device is not even opened: that alone can do something. O_PATH only takes hold of it.
@@ -77,15 +86,7 @@ class Workspace:
                 fd = os.open(f"/proc/self/fd/{held}", os.O_RDONLY | os.O_CLOEXEC)
             finally:
                 os.close(held)
-            with open(fd, "rb", buffering=0) as file:
-                if status.st_size > max_bytes:
-                    raise BadRequest(f"{path!r} has {status.st_size} bytes, more than {max_bytes}", field="path")
-                chunks: list[bytes] = []
-                left = max_bytes
-                while left > 0 and (chunk := file.read(min(left, 1 << 20))):
-                    chunks.append(chunk)
-                    left -= len(chunk)
-                return b"".join(chunks)
+        return Opened(fd, status.st_size, status.st_mtime_ns, status.st_ino)
 
     def list(self) -> list[FileInfo]:
         """Regular files, by path; at most `MAX_ENTRIES`."""
@@ -144,6 +145,57 @@ class Workspace:
 
     def _open(self, path: str, flags: int, resolve: int = 0) -> int:
         return open_beneath(self.fd, path.encode(), flags, resolve)
+
+
+class Opened(msgspec.Struct, frozen=True):
+    """A regular file that was opened, as it was then: a program may change it while it is read. Close it, or use it in a `with`."""
+
+    fd: int
+    size: int
+    modified_ns: int
+    inode: int
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self.fd)
+
+
+class Upload:
+    """A file on its way into a workspace. `finish` makes it appear; leaving the `with` before that leaves nothing."""
+
+    def __init__(self, owner: Owner | None, path: str, folder: int, temporary: str, name: str, fd: int) -> None:
+        self._owner, self._path, self._folder = owner, path, folder
+        self._temporary, self._name, self._fd = temporary, name, fd
+        self._finished = False
+        self.size = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._fd)
+        try:
+            if not self._finished:
+                with as_owner(self._owner), contextlib.suppress(OSError):
+                    os.unlink(self._temporary, dir_fd=self._folder)
+        finally:
+            os.close(self._folder)
+
+    def write(self, data: bytes) -> None:
+        """Raises WorkspaceFull."""
+        with as_owner(self._owner), _errors_for(self._path):
+            left = memoryview(data)
+            while left:
+                left = left[os.write(self._fd, left) :]
+        self.size += len(data)
+
+    def finish(self) -> None:
+        """Put it in its place. Replaces a link, pipe or device of that name instead of following it; raises BadRequest on a folder."""
+        with as_owner(self._owner), _errors_for(self._path):
+            os.rename(self._temporary, self._name, src_dir_fd=self._folder, dst_dir_fd=self._folder)
+        self._finished = True
 
 
 class Changes:

@@ -91,6 +91,14 @@ class RunRequest(CellRequest, frozen=True):
     threads: Annotated[int, Meta(ge=1, le=256)] = 1
 
 
+class Pending(msgspec.Struct, frozen=True):
+    """A run that has no result yet."""
+
+    id: str
+    session_id: str | None
+    status: Literal["queued", "running"]
+
+
 class UndoRequest(Request, frozen=True):
     cells: Annotated[int, Meta(ge=1, le=1000)] = 1
 
@@ -182,6 +190,7 @@ __all__ = [
     "Health",
     "Isolation",
     "LimitsRequest",
+    "Pending",
     "Problem",
     "Rewinding",
     "RunRequest",

@@ -11,7 +11,7 @@ from typing import Final, Literal
 import msgspec
 
 from onetrip.errors import BadRequest
-from onetrip.model import Limits
+from onetrip.model import Level, Limits
 
 Role = Literal["admin", "user", "reader"]  # manages tenants and sees all · runs its tenant's programs · only looks
 LOCAL_TENANT: Final = "default"  # the one that exists before anybody made another
@@ -20,9 +20,9 @@ LOCAL_TENANT: Final = "default"  # the one that exists before anybody made anoth
 class Quota(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What one tenant may have at once, or use in a day (UTC). None: as much as the machine gives."""
 
-    sessions: int | None = 100
-    concurrent_runs: int | None = 16
-    requests_per_s: float | None = 200.0  # bursts of twice as many
+    sessions: int | None = None
+    concurrent_runs: int | None = None  # those that wait for a slot included
+    requests_per_s: float | None = None  # bursts of twice as many
     cpu_s_per_day: float | None = None
     memory_mb: int | None = None  # sum of `limits.memory_mb` of its live sessions and running one-shots
     disk_mb: int | None = None  # the same for `limits.disk_mb`
@@ -55,6 +55,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     port: int = 8400
     data_dir: str | None = None  # database and sockets; None: in the user's data folder
     environment: str = "default"  # warmed up at the start
+    isolation_floor: Level = "strict"  # of what is warmed up; each request may name its own
     warm: int = 4  # sandboxes kept ready per kind
     lease_s: float = 3600.0  # how long sessions live on after a server that died
     max_sessions: int = 2000  # of all tenants together
@@ -66,6 +67,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     keep_results_s: float = 24 * 3600.0  # how long a finished run can be fetched
     max_body_mb: int = 64  # of a JSON request
     drain_s: float = 30.0  # after SIGTERM, for runs that are on their way
+    keep_sessions: bool = False  # after SIGTERM they live on for `lease_s`, for the server that is started next
     allowed_hosts: tuple[str, ...] = ()  # names under which clients may reach us, beside the address we listen on
     allowed_origins: tuple[str, ...] = ()  # web pages that may call us
     log_level: Literal["debug", "info", "warning", "error"] = "info"

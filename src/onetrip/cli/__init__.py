@@ -21,6 +21,7 @@ PLATFORM: Final = 4
 _COMMANDS: Final = {
     "run": "Run one program.",
     "shell": "An interactive session.",
+    "serve": "The server: sessions and runs over HTTP.",
     "doctor": "What isolation and limits this machine gives, and what is missing.",
     "env": "Build, list and remove environments.",
     "demo": "The main job, with what each cell cost.",

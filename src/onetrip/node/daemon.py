@@ -153,10 +153,10 @@ class Connection:
             case messages.Undo(session_id, cells, forward):
                 rewind = engine.redo if forward else engine.undo
                 value = msgspec.to_builtins(await _told(node, session_id, rewind(session_id, cells)))
-            case messages.Fork(session_id, metas):
+            case messages.Fork(session_id, branches):
                 held = node.sessions.get(session_id)
-                value = await _told(node, session_id, engine.fork(session_id, len(metas)))
-                for branch, meta in zip(value, metas, strict=True):
+                await _told(node, session_id, engine.fork(session_id, len(branches), ids=tuple(branches)))
+                for branch, meta in branches.items():
                     spec = model.SessionSpec() if held is None else held.spec
                     node.sessions[branch] = messages.HeldSession(branch, meta, spec, None)
             case messages.Workspace(session_id, note_changes):

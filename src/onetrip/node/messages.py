@@ -84,10 +84,10 @@ class Undo(Message, frozen=True):
 
 
 class Fork(Message, frozen=True):
-    """→ ids of the branches, as many as `metas`, which become theirs."""
+    """Make branches under these ids, each with its `meta`. → None"""
 
     session_id: str
-    metas: tuple[dict[str, str], ...]
+    branches: dict[str, dict[str, str]]
 
 
 class Close(Message, frozen=True):

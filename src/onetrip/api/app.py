@@ -1,0 +1,50 @@
+"""The application as ASGI: routes, errors, guards, and whatever other dialects are mounted beside them."""
+
+from collections.abc import Sequence
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Mount
+from starlette.routing import Route as StarletteRoute
+from starlette.types import ASGIApp
+
+from onetrip.api.guard import LOCAL, Guard, is_loopback
+from onetrip.api.openapi import document
+from onetrip.api.problems import answer_error, plain, request_id
+from onetrip.api.routes import ROUTES
+from onetrip.errors import OnetripError
+from onetrip.service.service import Service
+
+
+def create_app(service: Service, *, mounts: Sequence[BaseRoute] = ()) -> Starlette:
+    """The native interface and what is mounted beside it, without guard and telemetry. The service is started and ended by its owner."""
+    routes: list[BaseRoute] = [
+        StarletteRoute(route.path.replace("{path}", "{path:path}"), route.endpoint, methods=[route.method]) for route in ROUTES
+    ]
+    routes += [StarletteRoute("/openapi.json", openapi), *mounts]
+    app = Starlette(routes=routes, exception_handlers={OnetripError: answer_error, HTTPException: answer_http})
+    app.router.redirect_slashes = False
+    app.state.service = service
+    return app
+
+
+def guarded(app: ASGIApp, service: Service) -> ASGIApp:
+    """The application as it may face a network."""
+    settings = service.settings
+    hosts = LOCAL | {settings.host.lower()} | {name.lower() for name in settings.allowed_hosts}
+    any_host = not is_loopback(settings.host) and not settings.allowed_hosts
+    return Guard(app, hosts=hosts, origins=frozenset(settings.allowed_origins), any_host=any_host)
+
+
+async def openapi(_: Request) -> Response:
+    return Response(document(), media_type="application/json")
+
+
+async def answer_http(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)  # registered for these only
+    return plain(error.status_code, error.detail, request_id(request.scope))
+
+
+__all__ = ["Mount", "create_app", "guarded"]

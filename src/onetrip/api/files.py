@@ -1,0 +1,163 @@
+"""Endpoints of files: raw bytes, streamed both ways in constant memory; ranges, ETags, preconditions (RFC 9110)."""
+
+import asyncio
+import contextlib
+import os
+import re
+from typing import Any, Final
+
+import msgspec
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from onetrip.api.requests import caller, service
+from onetrip.api.runs import JSON
+from onetrip.errors import BadRequest, NotFound, PreconditionFailed, RangeUnsatisfiable
+from onetrip.files import Opened
+from onetrip.schema import FileEntry, FileList
+
+CHUNK_BYTES: Final = 1 << 20
+PIECE_S: Final = 60.0  # for the next piece of a body to arrive, or to be taken
+_RANGE: Final = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
+
+
+async def list_files(request: Request) -> Response:
+    who = caller(request, "reader")
+    async with service(request).sessions.workspace(who, request.path_params["sid"]) as workspace:
+        found = await asyncio.to_thread(workspace.list)
+    return Response(
+        msgspec.json.encode(FileList(tuple(FileEntry(f.path, f.size, f.modified_ns) for f in found))), media_type=JSON
+    )
+
+
+async def delete_file(request: Request) -> Response:
+    who = caller(request, "user")
+    async with service(request).sessions.workspace(who, request.path_params["sid"], changes=True) as workspace:
+        await asyncio.to_thread(workspace.delete, request.path_params["path"])
+    return Response(status_code=204)
+
+
+async def put_file(request: Request) -> Response:
+    who = caller(request, "user")
+    path = request.path_params["path"]
+    async with service(request).sessions.workspace(who, request.path_params["sid"], changes=True) as workspace:
+        existing = await asyncio.to_thread(_etag_of, workspace, path)
+        _check_write(request, existing)
+        with await asyncio.to_thread(workspace.upload, path) as upload:
+            pieces: list[bytes] = []
+            held = 0
+            stream = request.stream()
+            while True:
+                try:
+                    async with asyncio.timeout(PIECE_S):
+                        piece = await anext(stream, None)
+                except TimeoutError as err:
+                    raise BadRequest(f"no more of the body arrived for {PIECE_S:.0f} s; the file is as it was") from err
+                except ClientDisconnect as err:
+                    raise BadRequest("the body ended early; the file is as it was") from err
+                if piece is not None:
+                    pieces.append(piece)
+                    held += len(piece)
+                if held >= CHUNK_BYTES or (piece is None and pieces):
+                    await asyncio.to_thread(upload.write, b"".join(pieces))
+                    pieces, held = [], 0
+                if piece is None:
+                    break
+            await asyncio.to_thread(upload.finish)
+            size = upload.size
+        etag = await asyncio.to_thread(_etag_of, workspace, path)
+    service(request).store.add_usage(who.tenant, bytes_in=size)
+    return Response(status_code=204 if existing else 201, headers={"ETag": etag} if etag else None)
+
+
+async def get_file(request: Request) -> Response:
+    who = caller(request, "reader")
+    async with service(request).sessions.workspace(who, request.path_params["sid"]) as workspace:
+        opened = await asyncio.to_thread(workspace.open, request.path_params["path"])
+    with contextlib.ExitStack() as held:
+        held.enter_context(opened)
+        etag = _etag(opened)
+        headers = {"ETag": etag, "Accept-Ranges": "bytes", "Cache-Control": "private, no-cache"}
+        if _names(request.headers.get("if-none-match"), etag):
+            return Response(status_code=304, headers=headers)
+        # A program's file is a stranger's: never shown as a page of ours, whatever its name says.
+        headers |= {"Content-Type": "application/octet-stream", "X-Content-Type-Options": "nosniff"}
+        span = _span(request, opened.size, etag)
+        first, last = span or (0, opened.size - 1)
+        if span is not None:
+            headers["Content-Range"] = f"bytes {first}-{last}/{opened.size}"
+        headers["Content-Length"] = str(last - first + 1)
+        status = 200 if span is None else 206
+        if request.method == "HEAD":
+            return Response(status_code=status, headers=headers)
+        held.pop_all()
+    service(request).store.add_usage(who.tenant, bytes_out=last - first + 1)
+    return _FileStream(opened, first, last, status, headers)
+
+
+class _FileStream(Response):
+    """Closes the file in any case. One that shrank meanwhile breaks the connection: a short body must not look whole."""
+
+    def __init__(self, opened: Opened, first: int, last: int, status: int, headers: dict[str, str]) -> None:
+        super().__init__(status_code=status, headers=headers)
+        self._opened, self._at, self._end = opened, first, last + 1
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 -- ASGI's interface
+        with self._opened as opened:
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            while self._at < self._end:
+                size = min(CHUNK_BYTES, self._end - self._at)
+                data = await asyncio.to_thread(os.pread, opened.fd, size, self._at)
+                if not data:
+                    raise ConnectionResetError("the file became shorter while it was sent")
+                self._at += len(data)
+                async with asyncio.timeout(PIECE_S):
+                    await send({"type": "http.response.body", "body": data, "more_body": self._at < self._end})
+            if self._end == 0 or self.headers.get("content-length") == "0":
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def _etag(opened: Opened) -> str:
+    return f'"{opened.modified_ns:x}-{opened.size:x}-{opened.inode:x}"'
+
+
+def _etag_of(workspace: Any, path: str) -> str | None:
+    try:
+        with workspace.open(path) as opened:
+            return _etag(opened)
+    except NotFound:
+        return None
+    except BadRequest:  # something else than a file; writing says what
+        return None
+
+
+def _names(header: str | None, etag: str) -> bool:
+    return header is not None and (
+        header.strip() == "*" or etag in (part.strip().removeprefix("W/") for part in header.split(","))
+    )
+
+
+def _check_write(request: Request, existing: str | None) -> None:
+    """Raises PreconditionFailed."""
+    match, none_match = request.headers.get("if-match"), request.headers.get("if-none-match")
+    if match is not None and (existing is None or not _names(match, existing)):
+        raise PreconditionFailed("the file is not the one that If-Match names", field="If-Match")
+    if none_match is not None and existing is not None and _names(none_match, existing):
+        raise PreconditionFailed("the file exists already", field="If-None-Match")
+
+
+def _span(request: Request, size: int, etag: str) -> tuple[int, int] | None:
+    """First and last byte that are wanted; None for all. Several ranges are answered by all, as RFC 9110 allows."""
+    header = request.headers.get("range")
+    only_if = request.headers.get("if-range")
+    found = _RANGE.fullmatch(header.strip()) if header else None
+    if found is None or (only_if is not None and only_if != etag) or found[0] == "bytes=-":
+        return None
+    if found[1]:
+        first, last = int(found[1]), min(int(found[2]) if found[2] else size - 1, size - 1)
+    else:
+        first, last = max(0, size - int(found[2])), size - 1
+    if first >= size or last < first:
+        raise RangeUnsatisfiable(f"the file has {size} bytes", field="Range")
+    return first, last

@@ -1,0 +1,66 @@
+"""Errors as `application/problem+json` (RFC 9457), from the one table code → status."""
+
+import math
+import secrets
+from http import HTTPStatus
+from typing import Any, Final
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from onetrip.errors import STATUS, OnetripError
+from onetrip.schema import Problem
+
+MEDIA_TYPE: Final = "application/problem+json"
+
+
+class ProblemResponse(Response):
+    media_type = MEDIA_TYPE
+
+
+def request_id(scope: Any) -> str:
+    """Of a request: the one that the middleware gave it, so that logs, traces and answers can be put together."""
+    state: dict[str, Any] = scope.setdefault("state", {})
+    found: str = state.setdefault("request_id", f"req_{secrets.token_hex(8)}")
+    return found
+
+
+def problem(error: OnetripError, request: str) -> ProblemResponse:
+    status = STATUS.get(error.code, (500, False))[0]
+    body = Problem(
+        type=f"urn:onetrip:problem:{error.code}",
+        title=HTTPStatus(status).phrase,
+        status=status,
+        detail=str(error),
+        code=error.code,
+        hint=error.hint,
+        request_id=request,
+        field=error.field,
+    )
+    headers: dict[str, str] = {}
+    if error.retry_after_s is not None or status in (429, 503):
+        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s or 1)))
+    if status == HTTPStatus.UNAUTHORIZED:
+        headers["WWW-Authenticate"] = "Bearer"
+    return ProblemResponse(msgspec.json.encode(body), status, headers)
+
+
+async def answer_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, OnetripError)  # registered for these only
+    return problem(error, request_id(request.scope))
+
+
+def plain(status: int, detail: str, request: str) -> ProblemResponse:
+    """An error of HTTP itself, such as a path that there is not."""
+    code = {404: "not_found", 405: "method_not_allowed"}.get(status, "bad_request")
+    body = Problem(
+        type=f"urn:onetrip:problem:{code}",
+        title=HTTPStatus(status).phrase,
+        status=status,
+        detail=detail,
+        code=code,
+        hint="`/openapi.json` lists every path and method; `/docs` shows them.",
+        request_id=request,
+    )
+    return ProblemResponse(msgspec.json.encode(body), status)

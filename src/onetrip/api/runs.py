@@ -1,0 +1,108 @@
+"""Endpoints of runs: one-shots, cells, results, events, interrupts."""
+
+import asyncio
+import contextlib
+from typing import Final
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from onetrip.api.events import EventStream
+from onetrip.api.requests import body, caller, idempotency_key, service, whole_number
+from onetrip.errors import Conflict
+from onetrip.schema import CellRequest, Pending, RunRequest
+from onetrip.service.records import Run
+from onetrip.tenants import Caller
+
+MAX_WAIT_S: Final = 60
+JSON: Final = "application/json"
+
+
+async def create_run(request: Request) -> Response:
+    who = caller(request, "user")
+    service(request).refuse_when_draining()
+    asked = await body(request, RunRequest)
+    run = service(request).runs.begin_shot(who, asked, idempotency_key=idempotency_key(request))
+    return await _answer(request, who, run, asked)
+
+
+async def create_cell(request: Request) -> Response:
+    who = caller(request, "user")
+    service(request).refuse_when_draining()
+    asked = await body(request, CellRequest)
+    run = service(request).runs.begin_cell(who, request.path_params["sid"], asked, idempotency_key=idempotency_key(request))
+    return await _answer(request, who, run, asked)
+
+
+async def _answer(request: Request, who: Caller, run: Run, asked: CellRequest) -> Response:
+    request.state.run_id = run.id
+    interrupts = asked.on_disconnect == "interrupt"
+    if asked.stream or "text/event-stream" in request.headers.get("accept", ""):
+        return await _stream(request, who, run.id, 0, interrupts=interrupts)
+    if interrupts:
+        await _or_interrupt(request, who, run)
+    return Response(await run.wait(), media_type=JSON, headers={"Location": f"/v1/runs/{run.id}"})
+
+
+async def _or_interrupt(request: Request, who: Caller, run: Run) -> None:
+    """Wait for the end of the run, or of the connection, which ends the run."""
+
+    async def leave() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    left = asyncio.create_task(leave())
+    try:
+        await asyncio.wait([left, run.outcome], return_when=asyncio.FIRST_COMPLETED)
+        if left.done():
+            await service(request).runs.interrupt(who, run.id)
+    finally:
+        left.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await left
+
+
+async def _stream(request: Request, who: Caller, run_id: str, after: int, *, interrupts: bool = False) -> Response:
+    runs = service(request).runs
+    items = runs.events(who, run_id, after)
+    try:
+        first = await anext(items, None)  # what cannot begin still gets a status of its own
+    except BaseException:
+        await items.aclose()
+        raise
+
+    async def interrupt() -> None:
+        await runs.interrupt(who, run_id)
+
+    return EventStream(items, first=first, on_leave=interrupt if interrupts else None)
+
+
+async def get_run(request: Request) -> Response:
+    who = caller(request, "reader")
+    wait_s = whole_number(request.query_params.get("wait_s"), "wait_s", low=0, high=MAX_WAIT_S, default=0)
+    found = await service(request).runs.result(who, request.path_params["rid"], wait_s=wait_s)
+    if isinstance(found, bytes):
+        return Response(found, media_type=JSON)
+    pending = Pending(found.id, found.session_id, found.state)
+    return Response(msgspec.json.encode(pending), 202, {"Retry-After": "1"}, JSON)
+
+
+async def get_events(request: Request) -> Response:
+    who = caller(request, "reader")
+    last = request.headers.get("last-event-id", request.query_params.get("after"))
+    after = whole_number(last, "Last-Event-ID", low=0, high=10**12, default=0)
+    return await _stream(request, who, request.path_params["rid"], after)
+
+
+async def interrupt_run(request: Request) -> Response:
+    who = caller(request, "user")
+    await service(request).runs.interrupt(who, request.path_params["rid"])
+    return Response(status_code=204)
+
+
+async def answer_tools(request: Request) -> Response:
+    """There are no tools to wait for yet, so no run waits."""
+    who = caller(request, "user")
+    await service(request).runs.result(who, request.path_params["rid"])
+    raise Conflict("this run waits for no tool", hint="Only a run whose status is `waiting` takes results.")

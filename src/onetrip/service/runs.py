@@ -1,0 +1,254 @@
+"""Runs: begun for a caller, carried by the node, saved, and read as often as somebody likes.
+
+A run belongs to the server and not to the connection that asked for it. Its events stay in the node until they are old; its result
+is in the database as soon as there is one. The next server finds unfinished runs in the node (`adopt`).
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncGenerator, Callable
+from typing import Final
+
+import msgspec
+
+from onetrip import model
+from onetrip.admission import Admission
+from onetrip.engine import new_run_id
+from onetrip.errors import NotFound, OnetripError, Overloaded, SessionGone, Unavailable
+from onetrip.node import messages
+from onetrip.node.client import NodeLost
+from onetrip.schema import CellRequest, RunRequest
+from onetrip.service import specs
+from onetrip.service.nodes import Nodes
+from onetrip.service.observer import Observer
+from onetrip.service.owned import Owned
+from onetrip.service.records import MAX_WAITING, Facts, Meta, Run, Session
+from onetrip.service.sessions import Sessions
+from onetrip.settings import Settings
+from onetrip.store import Store
+from onetrip.store_schema import RunRow
+from onetrip.tenants import Caller
+
+BIG_BYTES: Final = 256 << 10  # a result so large is saved by a thread
+_facts: Final = msgspec.json.Decoder(Facts)
+
+
+class Runs:
+    def __init__(
+        self, settings: Settings, store: Store, admission: Admission, nodes: Nodes, observer: Observer, owned: Owned, sessions: Sessions,
+        clock: Callable[[], float] = time.time,
+    ) -> None:  # fmt: skip
+        self._settings, self._store, self._admission, self._nodes = settings, store, admission, nodes
+        self._observer, self._owned, self._sessions, self._clock = observer, owned, sessions, clock
+        self._open: dict[str, Run] = {}  # on their way, or finished and not saved
+
+    def adopt(self, described: messages.Described) -> None:
+        """Take over what a server before us began."""
+        for held in described.runs:
+            if not held.saved:
+                run = self._new(held.id, held.session_id, Meta.read(held.meta))
+                run.state = "running"
+                run.begun.set()
+                self._owned.spawn(self._carry(run, messages.Follow(held.id, last_only=True)))
+
+    def unfinished(self) -> list[Run]:
+        return [run for run in self._open.values() if not run.outcome.done()]
+
+    # ------------------------------------------------------------------ beginning
+
+    def begin_cell(self, caller: Caller, session_id: str, request: CellRequest, *, idempotency_key: str | None = None) -> Run:
+        """Run a cell of a session. Raises BadRequest, NotFound, SessionGone, Overloaded; what comes later is the run's outcome."""
+        session = self._sessions.get(caller, session_id)
+        cell = specs.cell(request, final=False)
+        run, is_new = self._claimed(caller, session_id, f"cell {session_id}", request, idempotency_key)
+        if is_new:
+            if session.running >= MAX_WAITING:
+                self._give_up(run, caller, idempotency_key)
+                raise Overloaded(f"{session.running} runs wait for their turn in this session", retry_after_s=1.0)
+            body = messages.Run(run.id, session_id, None, cell, {}, run.meta.told(), 0.0)
+            self._owned.spawn(self._in_session(caller, run, session, body))
+        return run
+
+    def begin_shot(self, caller: Caller, request: RunRequest, *, idempotency_key: str | None = None) -> Run:
+        """Run a one-shot. Raises BadRequest; what comes later is the run's outcome."""
+        cell = specs.cell(request, final=True)
+        spec, files = specs.shot_spec(request, self._settings), specs.contents(request.files)
+        run, is_new = self._claimed(caller, None, "shot", request, idempotency_key)
+        if is_new:
+            body = messages.Run(run.id, None, spec, cell, files, run.meta.told(), 0.0)
+            self._owned.spawn(self._admitted(caller, run, spec.limits, body))
+        return run
+
+    def _claimed(
+        self, caller: Caller, session_id: str | None, kind: str, request: CellRequest, idempotency_key: str | None
+    ) -> tuple[Run, bool]:
+        """A new run, or the one that this key began. One of which nothing is known never reached the node, and is begun again."""
+        run_id = new_run_id()
+        meta = Meta(caller.tenant, self._clock(), caller.key_id)
+        if idempotency_key is not None:
+            earlier = self._store.claim(caller.tenant, idempotency_key, specs.fingerprint(kind, request), run_id)
+            if earlier is not None:
+                if (run := self._open.get(earlier)) is not None:
+                    return run, False
+                row = self._store.load_run(earlier, caller.tenant)
+                if row is not None and row.result is not None:
+                    run = Run(earlier, session_id, meta, asyncio.get_running_loop().create_future(), "running")
+                    run.begun.set()
+                    run.outcome.set_result(row.result)
+                    return run, False
+                run_id = earlier
+        return self._new(run_id, session_id, meta), True
+
+    def _give_up(self, run: Run, caller: Caller, idempotency_key: str | None) -> None:
+        self._open.pop(run.id, None)
+        if idempotency_key is not None:
+            self._store.unclaim(caller.tenant, idempotency_key, run.id)
+
+    def _new(self, run_id: str, session_id: str | None, meta: Meta) -> Run:
+        run = self._open[run_id] = Run(run_id, session_id, meta, asyncio.get_running_loop().create_future())
+        return run
+
+    # ------------------------------------------------------------------ on its way
+
+    async def _in_session(self, caller: Caller, run: Run, session: Session, body: messages.Run) -> None:
+        try:
+            async with self._sessions.using(session), session.turn:
+                await self._admitted(caller, run, None, body)
+                if not run.outcome.cancelled() and isinstance(err := run.outcome.exception(), SessionGone):
+                    raise err  # `using` remembers it
+        except SessionGone:
+            pass
+
+    async def _admitted(self, caller: Caller, run: Run, limits: model.Limits | None, body: messages.Run) -> None:
+        """Wait for a slot, and carry it. Ends with an outcome in any case."""
+        try:
+            async with self._admission.run(caller, limits) as ticket:
+                if run.interrupted:
+                    self._finish_by_us(run, "interrupted", model.ProgramError("KeyboardInterrupt", "interrupted before it began"))
+                    return
+                run.state = "running"
+                await self._carry(run, msgspec.structs.replace(body, queue_ms=ticket.queue_ms))
+        except OnetripError as err:
+            self._fail(run, err)
+        except asyncio.CancelledError:
+            self._fail(run, Unavailable("the server was stopped", hint="Ask for the run again when it is back."))
+            raise
+
+    async def _carry(self, run: Run, body: messages.Run | messages.Follow) -> None:
+        try:
+            node = self._nodes.client
+            run.begun.set()  # the call below is on its way before anybody who waits for this can ask for events
+            item = await node.run(body)
+        except NodeLost as err:
+            self._finish_by_us(run, "lost", model.ProgramError("SandboxLost", str(err)))
+        except OnetripError as err:
+            self._fail(run, err)
+        else:
+            await self._finish(run, item.data)
+
+    def _fail(self, run: Run, error: OnetripError) -> None:
+        """It came to nothing, through no fault of the program."""
+        self._open.pop(run.id, None)
+        run.fail(error)
+        self._observer.run_failed(run, error)
+
+    def _finish_by_us(self, run: Run, status: model.Status, error: model.ProgramError) -> None:
+        """Where the node cannot say how it ended."""
+        result = model.Result(
+            id=run.id,
+            session_id=run.session_id,
+            status=status,
+            error=error,
+            session=model.SessionState(survived=status == "interrupted" and run.session_id is not None, note=error.message),
+            isolation=model.Isolation("jail", "strict", ()),
+        )
+        self._owned.spawn(self._finish(run, msgspec.json.encode(result)))
+
+    async def _finish(self, run: Run, data: bytes) -> None:
+        """Save the result, then give it to who waits: whoever has seen it can fetch it again."""
+        facts = _facts.decode(data)
+        if run.session_id is not None and not facts.session.survived:
+            self._sessions.lose(run.session_id, facts.session.note or "its process ended")
+        self._admission.charge(run.meta.tenant, facts.usage.cpu_ms / 1e3)
+        row = RunRow(run.id, run.meta.tenant, run.session_id, run.meta.created, self._clock(), facts.status, data)
+        try:
+            if len(data) > BIG_BYTES:
+                await asyncio.to_thread(self._store.save_run, row)
+            else:
+                self._store.save_run(row)
+            self._store.add_usage(
+                run.meta.tenant,
+                runs=1,
+                failed=int(facts.status != "completed"),
+                cpu_ms=facts.usage.cpu_ms,
+                wall_ms=facts.usage.wall_ms,
+                output_bytes=facts.usage.output_bytes,
+            )
+        except Unavailable as err:  # a full disk: the caller has its result, and the node keeps it
+            self._observer.run_failed(run, err)
+        else:
+            self._owned.spawn(self._tell_saved(run.id))
+            self._open.pop(run.id, None)
+        if not run.outcome.done():
+            run.outcome.set_result(data)
+        self._observer.run_finished(run, facts)
+
+    async def _tell_saved(self, run_id: str) -> None:
+        try:
+            await self._nodes.client.call(messages.Saved(run_id))
+        except OnetripError:
+            pass  # the node is gone, and its events with it
+
+    # ------------------------------------------------------------------ reading
+
+    async def result(self, caller: Caller, run_id: str, *, wait_s: float = 0.0) -> bytes | Run:
+        """The result as JSON, or the run where there is none yet after `wait_s`. Raises NotFound; what the run's beginning raised."""
+        run = self._open.get(run_id)
+        if run is not None and run.meta.tenant == caller.tenant:
+            if not run.outcome.done() and wait_s > 0:
+                await asyncio.wait([run.outcome], timeout=wait_s)
+            return run.outcome.result() if run.outcome.done() else run
+        row = self._store.load_run(run_id, caller.tenant)
+        if row is None or row.result is None or not run_id.startswith("run_"):
+            raise NotFound(f"there is no run {run_id[:60]!r}", hint="Results are kept for a time; it may be too long ago.")
+        return row.result
+
+    async def events(self, caller: Caller, run_id: str, after: int = 0) -> AsyncGenerator[messages.Item]:
+        """Events with a number above `after`, `done` last; of a run that is long over only that one. A slow reader slows the program.
+
+        Raises NotFound; what the run's beginning raised.
+        """
+        run = self._open.get(run_id)
+        if run is not None and run.meta.tenant == caller.tenant:
+            await run.begun.wait()
+            if run.outcome.done() and (err := run.outcome.exception()) is not None:
+                raise err
+        else:
+            await self.result(caller, run_id)  # raises where there is none
+        last = after
+        try:
+            items = self._nodes.client.items(messages.Follow(run_id, after))
+            async with contextlib.aclosing(items):
+                async for item in items:
+                    if item.name == "done" and run is not None:
+                        await asyncio.wait([run.outcome])  # saved, so that it can be fetched by who saw this
+                    yield item
+                    last = item.number
+            return
+        except (NotFound, NodeLost, Unavailable):
+            pass  # too long ago, or the node is gone: the result is all that there is
+        found = await run.wait() if run is not None else await self.result(caller, run_id)
+        if isinstance(found, bytes):
+            yield messages.Item(0, last + 1, "done", found)
+
+    async def interrupt(self, caller: Caller, run_id: str) -> None:
+        """Like Ctrl-C, then kill after a grace period; one that waits is not begun. Does nothing where it has ended. Raises NotFound."""
+        run = self._open.get(run_id)
+        if run is None or run.meta.tenant != caller.tenant:
+            await self.result(caller, run_id)  # raises where there is none
+            return
+        if run.state == "queued":
+            run.interrupted = True
+        else:
+            await self._nodes.client.call(messages.Interrupt(run_id))
