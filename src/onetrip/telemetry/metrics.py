@@ -19,7 +19,7 @@ from onetrip.model import Result
 
 OTHER: Final = "other"
 MAX_TENANTS: Final = 20
-MAX_ROUTES: Final = 200
+MAX_ROUTES: Final = 100
 MAX_EXCEPTIONS: Final = 50
 MAX_ENVIRONMENTS: Final = 20
 Ended = Literal["closed", "idle", "memory", "lost", "lease", "drained", "failed"]
@@ -139,6 +139,7 @@ class Metrics:
 
         self.tenant, self.route = Bounded(MAX_TENANTS), Bounded(MAX_ROUTES)
         self._exception, self._kind = Bounded(MAX_EXCEPTIONS), Bounded(MAX_ENVIRONMENTS)
+        self._request_seconds: dict[tuple[str, str], Histogram] = {}
         self._restarts_seen = self._dropped_seen = 0
 
     def _counter(self, name: str, text: str, unit: str, *labels: str) -> Numbers[Counter]:
@@ -161,7 +162,10 @@ class Metrics:
     def request(self, route: str, method: str, status: int, seconds: float) -> None:
         method = method if method in METHODS else OTHER
         self.requests(route, method, f"{status // 100}xx").inc()
-        self.request_seconds.labels(route, method).observe(seconds)
+        timed = self._request_seconds.get((route, method))
+        if timed is None:
+            timed = self._request_seconds[route, method] = self.request_seconds.labels(route, method)
+        timed.observe(seconds)
 
     def run(self, result: Result, tenant: str, seconds: float) -> None:
         usage = result.usage
