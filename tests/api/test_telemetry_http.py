@@ -396,6 +396,20 @@ def test_a_traceparent_that_is_none_begins_a_trace_of_our_own(header):
 
 
 @pytest.mark.spec("TEL-05")
+def test_text_that_no_receiver_takes_costs_no_span():
+    async def main(receiver):
+        telemetry = configured(receiver)
+        with telemetry.run_span(run_id="r", session_id=None, tenant="\ud800", environment="e" * 9000, call_id="\udfff\n") as span:
+            span.done(a_result())
+        await telemetry.aclose()
+
+    with otlp_receiver() as receiver:
+        asyncio.run(main(receiver))
+        said = attributes(receiver.span("execute_tool run_python"))
+    assert (said["sandbox.tenant"], said["gen_ai.tool.call.id"], len(said["sandbox.environment"])) == ("?", "?\n", 4095)
+
+
+@pytest.mark.spec("TEL-05")
 def test_a_run_may_be_entered_in_one_task_and_left_in_another_beside_other_runs():
     async def main(receiver):
         telemetry = configured(receiver)

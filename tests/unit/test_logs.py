@@ -4,7 +4,9 @@ import fcntl
 import json
 import logging
 import os
+import pty
 import re
+import resource
 from contextlib import contextmanager
 
 import pytest
@@ -200,6 +202,37 @@ def test_a_full_disk_is_no_error():
         finally:
             logs.release(handler)
     assert handler.dropped == 1
+
+
+def test_a_line_that_the_disk_took_half_of_spoils_no_other(tmp_path):
+    """A file that may not grow beyond a size is the disk that is nearly full."""
+    path = tmp_path / "log"
+    with open(path, "wb") as file:
+        handler = logs.configure("info", fd=file.fileno(), human=False)
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))  # Python ignores the signal that comes with it
+            Log().info("half", text="x" * 200)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+            Log().info("whole")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+            logs.release(handler)
+    torn, said, whole = path.read_text("utf-8").splitlines()
+    assert len(torn) == 100
+    assert (json.loads(said)["count"], json.loads(whole)["event"], handler.dropped) == (1, "whole", 1)
+
+
+def test_a_terminal_gets_lines_for_people():
+    main_end, terminal = pty.openpty()
+    handler = logs.configure("info", fd=terminal)
+    try:
+        Log().info("request", status=200, path="/v1/runs")
+        assert re.fullmatch(rb"\d\d:\d\d:\d\d\.\d{3} info    request  status=200  path=/v1/runs\r\n", os.read(main_end, 4096))
+    finally:
+        logs.release(handler)
+        os.close(terminal)
+        os.close(main_end)
 
 
 def test_release_gives_the_loggers_back(pipe):

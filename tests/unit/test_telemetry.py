@@ -117,6 +117,15 @@ def test_the_metrics_are_text_or_openmetrics_as_asked_and_parse_as_such(telemetr
     assert "onetrip_sessions_opened" in {family.name for family in parse_openmetrics(body.decode())}
 
 
+@pytest.mark.spec("TEL-01")
+@pytest.mark.parametrize("name", ["\ud800", 'a"b\n', "x" * 200, "\x00"])
+def test_a_name_that_cannot_be_shown_does_not_spoil_the_page(telemetry, name):
+    with telemetry.run_span(run_id="r", session_id=None, tenant=name) as span:
+        span.done(result())
+    assert sample(telemetry, "onetrip_tenant_runs_total", tenant="other") == 1
+    telemetry.render()
+
+
 def test_two_servers_in_one_process_count_apart():
     one, two = Telemetry.create(Otel(), {}), Telemetry.create(Otel(), {})
     one.refused("not_found")

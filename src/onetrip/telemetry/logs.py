@@ -24,6 +24,7 @@ _CONTENT: Final = "onetrip_content"
 _LEVELS: Final[Mapping[Level, int]] = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 # logger → the lowest level that we take from it; others write through them
 _FOREIGN: Final[Mapping[str, int]] = {"uvicorn": 20, "asyncio": 30, "opentelemetry": 30, "mcp": 30}
+_encode: Final = json.JSONEncoder(default=str, ensure_ascii=True, separators=(",", ":")).encode
 _SILENT: Final = "uvicorn.access"  # the middleware's line says more
 
 
@@ -60,7 +61,11 @@ class Log:
         if not self._logger.isEnabledFor(level):
             return
         about = (type(error), error, error.__traceback__) if error is not None else None
-        self._logger.log(level, event, exc_info=about, extra={_FIELDS: fields, _CONTENT: content})
+        record = logging.LogRecord(
+            self._logger.name, level, "", 0, event, None, about
+        )  # by hand: looking for the caller costs more
+        record.__dict__[_FIELDS], record.__dict__[_CONTENT] = fields, content
+        self._logger.handle(record)
 
 
 class LineHandler(logging.Handler):
@@ -69,6 +74,7 @@ class LineHandler(logging.Handler):
     def __init__(self, fd: int, *, human: bool, content: bool) -> None:
         super().__init__()
         self.dropped = 0
+        self._torn = False  # what was written last has no end
         self._unsaid = 0  # dropped since the last line that got through
         self._fd, self._content = fd, content
         self._render: Callable[[dict[str, Any]], str] = human_line if human else json_line
@@ -88,11 +94,14 @@ class LineHandler(logging.Handler):
     def _write(self, line: str) -> bool:
         # A pipe that polls as writable takes LINE_BYTES without blocking. Another process that writes in between could make us
         # wait all the same, for as long as the reader does; that takes a reader that is stuck and two writers at one moment.
-        data = line.encode("utf-8", "backslashreplace") + b"\n"
+        data = (b"\n" if self._torn else b"") + line.encode("utf-8", "backslashreplace") + b"\n"
         try:
-            return bool(self._ready.poll(0)) and os.write(self._fd, data) == len(data)
+            written = os.write(self._fd, data) if self._ready.poll(0) else 0
         except OSError:  # the reader went away, or the disk is full: a server goes on without its log
-            return False
+            written = 0
+        if written:
+            self._torn = written < len(data)  # the last of the disk took a part of it
+        return written == len(data)
 
 
 def configure(level: Level, *, content: bool = False, fd: int | None = None, human: bool | None = None) -> LineHandler:
@@ -130,7 +139,7 @@ def release(handler: LineHandler) -> None:
 
 def json_line(fields: Mapping[str, Any]) -> str:
     """ASCII only, so that no reader finds a line's end, a terminal's command or a change of direction in a value."""
-    return json.dumps(fields, default=str, ensure_ascii=True, separators=(",", ":")).replace("\x7f", "\\u007f")
+    return _encode(fields).replace("\x7f", "\\u007f")
 
 
 def human_line(fields: Mapping[str, Any]) -> str:
@@ -156,7 +165,7 @@ def fitted(fields: dict[str, Any], render: Callable[[dict[str, Any]], str]) -> s
         if isinstance(value, str) and len(value) > LINE_BYTES:
             fields[name] = _cut(name, value, LINE_BYTES)
     line = render(fields)
-    while len(line.encode("utf-8", "backslashreplace")) >= LINE_BYTES:
+    while len(line) >= LINE_BYTES or (not line.isascii() and len(line.encode("utf-8", "backslashreplace")) >= LINE_BYTES):
         texts = [name for name, value in fields.items() if isinstance(value, str) and len(value) > 64]
         if not texts:  # a field that is no text: say at least what and when
             return render(

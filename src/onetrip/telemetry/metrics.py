@@ -48,7 +48,7 @@ class Bounded:
     def __call__(self, value: str) -> str:
         if value in self._known:
             return value
-        if len(self._known) >= self._size or len(value) > 128:
+        if len(self._known) >= self._size or len(value) > 128 or not value.isprintable():
             return OTHER
         self._known.add(value)
         return value
@@ -176,7 +176,7 @@ class Metrics:
         self.run_cpu.observe(usage.cpu_ms / 1e3)
         self.run_queue.observe(usage.queue_ms / 1e3)
         self.run_start.observe(usage.start_ms / 1e3)
-        self.run_output().inc(usage.output_bytes)
+        self.run_output().inc(max(0, usage.output_bytes))
         name = self.tenant(tenant)
         self.tenant_runs(name).inc()
         self.tenant_cpu(name).inc(max(0.0, usage.cpu_ms / 1e3))

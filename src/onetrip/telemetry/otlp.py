@@ -49,7 +49,8 @@ class Spanned:
         self.recording = span.is_recording()
 
     def set(self, attributes: Mapping[str, Value]) -> None:
-        self.span.set_attributes(attributes)
+        # one lone surrogate would cost the whole batch of spans
+        self.span.set_attributes({name: _clean(value) if isinstance(value, str) else value for name, value in attributes.items()})
 
     def end(self, end_ns: int, error: str | None) -> None:
         if error is not None and self.recording:
@@ -162,11 +163,11 @@ class Otlp:
             span.span.update_name(f"{method if method in METHODS else 'HTTP'} {route}")
             attributes |= {
                 "url.scheme": str(scope.get("scheme", "http")),
-                "url.path": _clean(str(scope.get("path", ""))),
+                "url.path": str(scope.get("path", "")),
                 "network.protocol.version": str(scope.get("http_version", "")),
             }
             if known == "_OTHER":
-                attributes["http.request.method_original"] = _clean(method)
+                attributes["http.request.method_original"] = method
             span.set(attributes)
         span.end(end_ns, error)
 
