@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from onetrip.errors import Unavailable
 
@@ -17,7 +17,34 @@ VARIABLES: Final[Mapping[str, str]] = {
     "XDG_DATA_HOME": "The user's data folder, as the XDG base directory specification has it. Default: ~/.local/share.",
     "HOME": "The user's home folder.",
     "UV_CACHE_DIR": "Folder in which uv keeps downloads between builds. Default: none are kept.",
+    "OTEL_SDK_DISABLED": "`true`: no OpenTelemetry, whatever else is set.",
+    "OTEL_EXPORTER_OTLP_ENDPOINT": "Where a server sends traces and metrics, without `/v1/…`. Default: `otel.endpoint` of onetrip.toml.",
+    "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "The whole address for traces. Default: the endpoint, with `/v1/traces`.",
+    "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT": "The whole address for metrics. Default: the endpoint, with `/v1/metrics`.",
+    "OTEL_EXPORTER_OTLP_PROTOCOL": "Only `http/protobuf`, which is the default.",
+    "OTEL_EXPORTER_OTLP_HEADERS": "Headers of what is sent, `name=value,…`, values percent-encoded. They come after those of onetrip.toml and win.",
+    "OTEL_EXPORTER_OTLP_COMPRESSION": "`gzip` (the default), `deflate` or `none`.",
+    "OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE": "`cumulative` (the default), `delta` or `lowmemory`.",
+    "OTEL_METRIC_EXPORT_INTERVAL": "Milliseconds between two exports of metrics. Default: 60000.",
+    "OTEL_SERVICE_NAME": "The name of this service. Default: `otel.service_name` of onetrip.toml.",
+    "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT": "`true`: code and output in spans. Default: `otel.capture_content` of onetrip.toml.",
 }
+
+
+class OtelVariables(NamedTuple):
+    """What OpenTelemetry's standard variables say, as text; None for one that is unset or empty. Whoever uses it checks it."""
+
+    disabled: bool
+    endpoint: str | None
+    traces_endpoint: str | None
+    metrics_endpoint: str | None
+    protocol: str | None
+    headers: str | None
+    compression: str | None
+    temporality: str | None
+    interval_ms: str | None
+    service_name: str | None
+    capture_content: str | None
 
 
 def homes(environ: Mapping[str, str] = os.environ, prefix: str = sys.prefix) -> tuple[Path, ...]:
@@ -89,3 +116,20 @@ def builder_variables(environ: Mapping[str, str] = os.environ) -> dict[str, str]
 def builder_cache(environ: Mapping[str, str] = os.environ) -> str | None:
     """Where uv may keep its downloads, if the user named a place. None: a build keeps nothing."""
     return environ.get("UV_CACHE_DIR") or None
+
+
+def otel(environ: Mapping[str, str] = os.environ) -> OtelVariables:
+    """The variables of OpenTelemetry that we know. Its SDK reads others itself: certificates, time-outs, sizes of batches."""
+    return OtelVariables(
+        disabled=environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true",
+        endpoint=environ.get("OTEL_EXPORTER_OTLP_ENDPOINT") or None,
+        traces_endpoint=environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") or None,
+        metrics_endpoint=environ.get("OTEL_EXPORTER_OTLP_METRICS_ENDPOINT") or None,
+        protocol=environ.get("OTEL_EXPORTER_OTLP_PROTOCOL") or None,
+        headers=environ.get("OTEL_EXPORTER_OTLP_HEADERS") or None,
+        compression=environ.get("OTEL_EXPORTER_OTLP_COMPRESSION") or None,
+        temporality=environ.get("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE") or None,
+        interval_ms=environ.get("OTEL_METRIC_EXPORT_INTERVAL") or None,
+        service_name=environ.get("OTEL_SERVICE_NAME") or None,
+        capture_content=environ.get("OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT") or None,
+    )
