@@ -14,6 +14,7 @@ from onetrip.errors import Unavailable
 # name → meaning. `docs/` lists exactly these; a test compares.
 VARIABLES: Final[Mapping[str, str]] = {
     "ONETRIP_HOME": "Folder for environments. Default: share/onetrip of the installation if there is one, else the user's data folder.",
+    "ONETRIP_DATA": "Folder for the server's database and sockets, if its configuration names none. Default: server in the user's data folder.",
     "XDG_DATA_HOME": "The user's data folder, as the XDG base directory specification has it. Default: ~/.local/share.",
     "HOME": "The user's home folder.",
     "UV_CACHE_DIR": "Folder in which uv keeps downloads between builds. Default: none are kept.",
@@ -83,6 +84,36 @@ def writable_home(environ: Mapping[str, str] = os.environ, prefix: str = sys.pre
     )
 
 
+def data_dir(configured: str | None = None, environ: Mapping[str, str] = os.environ) -> Path:
+    """The folder of the server's data, made for this user alone if it is missing: as configured, else `ONETRIP_DATA`, else
+    in the user's data folder. Raises Unavailable that says why there is none.
+    """
+    named = configured or environ.get("ONETRIP_DATA", "")
+    user = _user_data(environ)
+    if named:
+        folder = Path(os.path.abspath(named))
+    elif user is not None:
+        folder = user / "server"
+    else:
+        raise _no_data_dir("neither HOME nor XDG_DATA_HOME is set")
+    try:
+        folder.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, exist_ok=True)
+    except OSError as err:
+        raise _no_data_dir(f"{folder}: {err.strerror}") from err
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise _no_data_dir(f"{folder}: not writable for this user")
+    return folder
+
+
+def _no_data_dir(why: str) -> Unavailable:
+    return Unavailable(
+        f"There is no folder to keep the server's data in ({why}).",
+        hint="Set `data_dir` in onetrip.toml, or ONETRIP_DATA, to a folder that you can write to.",
+        field="data_dir",
+    )
+
+
 def history_file(environ: Mapping[str, str] = os.environ) -> Path | None:
     """Where `onetrip shell` remembers its lines: with the user's own data and for that user alone. None: nowhere."""
     folder = _user_data(environ)
@@ -102,6 +133,11 @@ def _user_data(environ: Mapping[str, str]) -> Path | None:
         return Path(data) / "onetrip"
     home = environ.get("HOME", "")
     return Path(home) / ".local" / "share" / "onetrip" if os.path.isabs(home) else None
+
+
+def node_variables(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Variables for the node: those that say where environments are, and nothing else. A sandbox gets none of them."""
+    return {name: environ[name] for name in ("ONETRIP_HOME", "XDG_DATA_HOME", "HOME") if name in environ}
 
 
 def builder_variables(environ: Mapping[str, str] = os.environ) -> dict[str, str]:

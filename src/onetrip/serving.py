@@ -24,10 +24,11 @@ from onetrip.api.app import create_app, guarded
 from onetrip.api.guard import is_loopback
 from onetrip.errors import BadRequest, Unavailable
 from onetrip.http_protocol import Protocol
-from onetrip.service.observer import Nobody
+from onetrip.observing import Observing
 from onetrip.service.service import Service
 from onetrip.settings import Settings
 from onetrip.store import Store
+from onetrip.telemetry import Telemetry, TelemetryMiddleware, logs
 from onetrip.tenants import Tenants
 
 CLOSE_S: Final = 5.0  # for connections to take what they were sent
@@ -53,13 +54,19 @@ async def serve(
         tenants = Tenants(database, settings)
         listener = held.enter_context(_listen(settings, has_keys=tenants.has_keys()))
         token = None if tenants.has_keys() else _local_token(tenants, folder)
-        service = Service(settings, database, tenants, folder, environ, Nobody())
+        handler = logs.configure(settings.log_level, content=settings.log_content)
+        held.callback(logs.release, handler)
+        telemetry = Telemetry.create(settings.otel)
+        telemetry.logs_to(handler)
+        held.push_async_callback(telemetry.aclose)
+        observer = Observing(telemetry, content=settings.log_content or settings.otel.capture_content)
+        service = Service(settings, database, tenants, folder, environ, observer)
         stop = _Stop()
         leave = False
         try:
             await service.start()
-            app: ASGIApp = create_app(service)
-            server = _Server(guarded(app, service))
+            app = create_app(service, telemetry)
+            server = _Server(TelemetryMiddleware(guarded(app, service), telemetry))
             serving = asyncio.create_task(server.serve(sockets=[listener]))
             host, port = listener.getsockname()[:2]
             shown = f"[{host}]" if ":" in host else host

@@ -6,19 +6,20 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute, Mount
+from starlette.routing import BaseRoute
 from starlette.routing import Route as StarletteRoute
 from starlette.types import ASGIApp
 
 from onetrip.api.guard import LOCAL, Guard, is_loopback
 from onetrip.api.openapi import document
-from onetrip.api.problems import answer_error, plain, request_id
+from onetrip.api.problems import plain, problem, request_id
 from onetrip.api.routes import ROUTES
 from onetrip.errors import OnetripError
 from onetrip.service.service import Service
+from onetrip.telemetry import Telemetry, note
 
 
-def create_app(service: Service, *, mounts: Sequence[BaseRoute] = ()) -> Starlette:
+def create_app(service: Service, telemetry: Telemetry, *, mounts: Sequence[BaseRoute] = ()) -> Starlette:
     """The native interface and what is mounted beside it, without guard and telemetry. The service is started and ended by its owner."""
     routes: list[BaseRoute] = [
         StarletteRoute(route.path.replace("{path}", "{path:path}"), route.endpoint, methods=[route.method]) for route in ROUTES
@@ -27,6 +28,7 @@ def create_app(service: Service, *, mounts: Sequence[BaseRoute] = ()) -> Starlet
     app = Starlette(routes=routes, exception_handlers={OnetripError: answer_error, HTTPException: answer_http})
     app.router.redirect_slashes = False
     app.state.service = service
+    app.state.telemetry = telemetry
     return app
 
 
@@ -42,9 +44,14 @@ async def openapi(_: Request) -> Response:
     return Response(document(), media_type="application/json")
 
 
+async def answer_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, OnetripError)  # registered for these only
+    telemetry: Telemetry = request.app.state.telemetry
+    telemetry.refused(error.code)
+    note(code=error.code)
+    return problem(error, request_id(request.scope))
+
+
 async def answer_http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)  # registered for these only
     return plain(error.status_code, error.detail, request_id(request.scope))
-
-
-__all__ = ["Mount", "create_app", "guarded"]

@@ -6,11 +6,11 @@ from http import HTTPStatus
 from typing import Any, Final
 
 import msgspec
-from starlette.requests import Request
 from starlette.responses import Response
 
 from onetrip.errors import STATUS, OnetripError
 from onetrip.schema import Problem
+from onetrip.telemetry import current
 
 MEDIA_TYPE: Final = "application/problem+json"
 
@@ -21,6 +21,9 @@ class ProblemResponse(Response):
 
 def request_id(scope: Any) -> str:
     """Of a request: the one that the middleware gave it, so that logs, traces and answers can be put together."""
+    info = current()
+    if info is not None:
+        return info.request_id
     state: dict[str, Any] = scope.setdefault("state", {})
     found: str = state.setdefault("request_id", f"req_{secrets.token_hex(8)}")
     return found
@@ -44,11 +47,6 @@ def problem(error: OnetripError, request: str) -> ProblemResponse:
     if status == HTTPStatus.UNAUTHORIZED:
         headers["WWW-Authenticate"] = "Bearer"
     return ProblemResponse(msgspec.json.encode(body), status, headers)
-
-
-async def answer_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, OnetripError)  # registered for these only
-    return problem(error, request_id(request.scope))
 
 
 def plain(status: int, detail: str, request: str) -> ProblemResponse:

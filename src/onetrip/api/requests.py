@@ -10,6 +10,7 @@ from starlette.requests import ClientDisconnect, Request
 from onetrip.errors import BadRequest, TooLarge, Unauthorized
 from onetrip.service.service import Service
 from onetrip.settings import Role
+from onetrip.telemetry import note
 from onetrip.tenants import Caller
 
 BODY_S: Final = 60.0  # for the body of a JSON request to arrive; files have a deadline for each piece instead
@@ -38,7 +39,7 @@ def caller(request: Request, role: Role) -> Caller:
     """Who calls, with at least this role; counts the request. Raises Unauthorized, Forbidden, QuotaExceeded."""
     app = service(request)
     found = app.tenants.authenticate(token(request))
-    request.state.caller = found
+    note(tenant=found.tenant)
     app.admission.request(found)
     app.tenants.require(found, role)
     return found

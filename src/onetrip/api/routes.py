@@ -131,4 +131,7 @@ ROUTES: Final[tuple[Route, ...]] = (
         method="GET", path="/readyz", endpoint=system.readyz, summary="Runs can begin",
         gives=((200, schema.Health), (503, schema.Health)), errors=(), is_open=True,
     ),
+    Route(
+        method="GET", path="/metrics", endpoint=system.metrics, summary="Counters for Prometheus", gives=((200, TEXT),), errors=()
+    ),
 )  # fmt: skip

@@ -13,6 +13,7 @@ from onetrip.api.requests import body, caller, idempotency_key, service, whole_n
 from onetrip.errors import Conflict
 from onetrip.schema import CellRequest, Pending, RunRequest
 from onetrip.service.records import Run
+from onetrip.telemetry import note
 from onetrip.tenants import Caller
 
 MAX_WAIT_S: Final = 60
@@ -36,7 +37,7 @@ async def create_cell(request: Request) -> Response:
 
 
 async def _answer(request: Request, who: Caller, run: Run, asked: CellRequest) -> Response:
-    request.state.run_id = run.id
+    note(run_id=run.id, session_id=run.session_id)
     interrupts = asked.on_disconnect == "interrupt"
     if asked.stream or "text/event-stream" in request.headers.get("accept", ""):
         return await _stream(request, who, run.id, 0, interrupts=interrupts)

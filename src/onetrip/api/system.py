@@ -7,8 +7,10 @@ from starlette.responses import Response
 from onetrip import __version__, environments
 from onetrip.api.requests import caller, service
 from onetrip.api.runs import JSON
+from onetrip.observing import snapshot
 from onetrip.schema import Capabilities, Health, ToolList
 from onetrip.service import specs
+from onetrip.telemetry import Telemetry
 
 
 async def healthz(request: Request) -> Response:
@@ -40,6 +42,17 @@ async def capabilities(request: Request) -> Response:
         environments=tuple(environment.name for environment in environments.list_all()),
     )
     return Response(msgspec.json.encode(found), media_type=JSON)
+
+
+async def metrics(request: Request) -> Response:
+    """For Prometheus. Names of tenants are in it: with keys, one is needed, as everywhere."""
+    app = service(request)
+    if app.tenants.has_keys():
+        caller(request, "reader")
+    telemetry: Telemetry = request.app.state.telemetry
+    telemetry.observe(snapshot(app, await app.statistics()))
+    body, kind = telemetry.render(request.headers.get("accept", ""))
+    return Response(body, headers={"Content-Type": kind})
 
 
 async def tools(request: Request) -> Response:

@@ -40,10 +40,10 @@ class Janitor:
         for session in self._sessions.all():
             idle_s = now - session.last_used
             if not session.running and 0 < session.idle_timeout_s <= idle_s:
-                await self._sessions.end(session, f"it was idle for {session.idle_timeout_s:g} s (idle_timeout_s)")
+                await self._sessions.end(session, "idle", f"it was idle for {session.idle_timeout_s:g} s (idle_timeout_s)")
         if self._settings.min_free_memory_mb and self._free_memory_mb() < self._settings.min_free_memory_mb:
             for session in self._idle_longest(now)[:AT_ONCE]:
-                await self._sessions.end(session, "memory ran short, and it had been idle for longest")
+                await self._sessions.end(session, "memory", "memory ran short, and it had been idle for longest")
         if now - self._pruned_at >= PRUNE_EVERY_S:
             self._pruned_at = now
             await asyncio.to_thread(self._prune, now)

@@ -66,6 +66,7 @@ class Runs:
             if session.running >= MAX_WAITING:
                 self._give_up(run, caller, idempotency_key)
                 raise Overloaded(f"{session.running} runs wait for their turn in this session", retry_after_s=1.0)
+            self._observer.run_began(run, cell.code)
             body = messages.Run(run.id, session_id, None, cell, {}, run.meta.told(), 0.0)
             self._owned.spawn(self._in_session(caller, run, session, body))
         return run
@@ -76,6 +77,7 @@ class Runs:
         spec, files = specs.shot_spec(request, self._settings), specs.contents(request.files)
         run, is_new = self._claimed(caller, None, "shot", request, idempotency_key)
         if is_new:
+            self._observer.run_began(run, cell.code)
             body = messages.Run(run.id, None, spec, cell, files, run.meta.told(), 0.0)
             self._owned.spawn(self._admitted(caller, run, spec.limits, body))
         return run
@@ -186,13 +188,13 @@ class Runs:
                 output_bytes=facts.usage.output_bytes,
             )
         except Unavailable as err:  # a full disk: the caller has its result, and the node keeps it
-            self._observer.run_failed(run, err)
+            self._observer.not_saved(err)
         else:
             self._owned.spawn(self._tell_saved(run.id))
             self._open.pop(run.id, None)
         if not run.outcome.done():
             run.outcome.set_result(data)
-        self._observer.run_finished(run, facts)
+        self._observer.run_finished(run, facts, data)
 
     async def _tell_saved(self, run_id: str) -> None:
         try:

@@ -93,10 +93,10 @@ class Service:
         self.draining = True
         if not leave:
             for session in self.sessions.all():
-                self.sessions.forget(session, "the server was stopped")
+                self.sessions.forget(session, "drained", "the server was stopped")
         await self.nodes.aclose(leave=leave)
         await self._owned.aclose()
 
     def _node_lost(self) -> None:
         for session in self.sessions.all():
-            self.sessions.forget(session, LOST)
+            self.sessions.forget(session, "lost", LOST)

@@ -21,7 +21,7 @@ from onetrip.node import messages
 from onetrip.schema import ForkRequest, Rewinding, SessionRequest, UndoRequest
 from onetrip.service import specs
 from onetrip.service.nodes import Nodes
-from onetrip.service.observer import Observer
+from onetrip.service.observer import EndKind, Observer
 from onetrip.service.owned import Owned
 from onetrip.service.records import Meta, Session
 from onetrip.settings import Settings
@@ -124,26 +124,26 @@ class Sessions:
 
     async def close(self, caller: Caller, session_id: str) -> None:
         """End it; waits until nothing is left. Raises NotFound, SessionGone."""
-        await self.end(self.get(caller, session_id), "closed by its owner")
+        await self.end(self.get(caller, session_id), "closed", "closed by its owner")
 
-    async def end(self, session: Session, reason: str) -> None:
+    async def end(self, session: Session, kind: EndKind, reason: str) -> None:
         """End a session of whomever's; who asks for it later is told the reason."""
-        if self.forget(session, reason):
+        if self.forget(session, kind, reason):
             await self._owned.do(self._close_in_node(session.id))
 
-    def forget(self, session: Session, reason: str) -> bool:
+    def forget(self, session: Session, kind: EndKind, reason: str) -> bool:
         """It is gone already, or will be at once. False when that was known."""
         if self._live.pop(session.id, None) is None:
             return False
         self._admission.close_session(session.seat)
         with contextlib.suppress(Unavailable):  # a full disk: the reason is lost, the session is not found then
             self._store.end_session(session.id, reason)
-        self._observer.session_ended(session, reason)
+        self._observer.session_ended(session, kind, reason)
         return True
 
     def lose(self, session_id: str, reason: str) -> None:
         """It ended by itself."""
-        if (session := self._live.get(session_id)) is not None and self.forget(session, reason):
+        if (session := self._live.get(session_id)) is not None and self.forget(session, "lost", reason):
             self._owned.spawn(self._close_in_node(session_id))
 
     async def _close_in_node(self, session_id: str) -> None:
