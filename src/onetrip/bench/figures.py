@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
-Unit = Literal["ms", "MB", "MB/s", "1/s", "×"]
+Unit = Literal["ms", "MB", "GB", "MB/s", "1/s", "×"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +49,14 @@ TARGETS: Final[tuple[Target, ...]] = (
     Target("branch_memory", 3.0, at_most=True),
     Target("print_once", 50.0, at_most=False),
     Target("print_lines", 50.0, at_most=False),
+    Target("http_warm", 1.0, at_most=True),
+    Target("http_warm_ratio", 3.0, at_most=True),
+    Target("http_oneshot", 5.0, at_most=True),
+    Target("http_rate_ratio", 0.5, at_most=False),
+    Target("http_up", 200.0, at_most=False),
+    Target("http_down", 200.0, at_most=False),
+    Target("http_sessions", 8.0, at_most=True),
+    Target("http_sessions_undo", 8.0, at_most=True),
 )
 
 

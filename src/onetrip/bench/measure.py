@@ -19,9 +19,10 @@ from onetrip import environments
 from onetrip.errors import BadRequest, OnetripError
 from onetrip.model import Isolation
 
-from . import branches, conditions, others, report, undo
+from . import branches, conditions, http, others, report, undo
 from .branches import Branches
 from .figures import Figure, of_samples, ratio
+from .http import Http
 from .others import Alternative, Skipped
 from .ours import BARE, CELL, PANDAS, PRINT_BYTES, PRINT_LINES, PRINT_ONCE, Ours
 from .peers import Echo, ForkServer
@@ -46,6 +47,7 @@ class Size:
     large_rounds: int  # of what is large: cells that rewrite `rewrite_mb`, `branches` at once
     rewrite_mb: int
     branches: int
+    http_sessions: int  # live at once
 
 
 FULL: Final = Size(
@@ -60,6 +62,7 @@ FULL: Final = Size(
     large_rounds=8,
     rewrite_mb=500,
     branches=100,
+    http_sessions=1000,
 )
 QUICK: Final = Size(
     rounds=2,
@@ -73,6 +76,7 @@ QUICK: Final = Size(
     large_rounds=1,
     rewrite_mb=50,
     branches=10,
+    http_sessions=10,
 )
 
 
@@ -138,9 +142,12 @@ async def run(size: Size, name: str) -> Outcome:
         async with Ours(name, helpers) as ours, contextlib.AsyncExitStack() as closing:
             isolation = (await ours.asynchronous.run(BARE, environment=name)).isolation
             undoing = await closing.enter_async_context(Undo(ours.asynchronous, name))
+            web = await closing.enter_async_context(Http(name))
+            helpers |= web.pids
             branching = await closing.enter_async_context(Branches(ours.asynchronous, name, helpers))
             batches = _batches(ours, forks[0], bare, echo, alternatives, size, taken)
             batches += _undo_batches(undoing, branching, size, taken)
+            batches += _http_batches(web, size, taken)
             for at in range(size.rounds):
                 progress.step("taking turns", at, size.rounds)
                 for every, batch in batches if at % 2 == 0 else reversed(batches):
@@ -148,13 +155,17 @@ async def run(size: Size, name: str) -> Outcome:
                         await batch()
             for at in range(size.rate_rounds):
                 progress.step("throughput", at, size.rate_rounds)
-                await _rates(ours, forks, size, taken, forks_first=at % 2 == 0)
+                await _rates(ours, web, forks, size, taken, forks_first=at % 2 == 0)
             async with Rewrite(ours.asynchronous, name, size.rewrite_mb) as rewriting:
                 for at in range(size.large_rounds):
                     progress.step("much memory, many branches", at, size.large_rounds)
                     await _large(rewriting, branching, size, taken, undo_first=at % 2 == 0)
             progress.say("memory of idle sessions")
             await _memory(ours, branching, size.sessions, taken)
+            for checkpoints, key in ((0, "http_sessions"), (8, "http_sessions_undo")):
+                progress.say(f"{size.http_sessions} sessions at once")
+                with taken.unless_broken(f"{size.http_sessions} sessions at once"):
+                    taken.samples[key].append(await web.many_sessions(size.http_sessions, checkpoints))
     skipped += [Skipped(broken, why) for broken, why in taken.broken.items()]
     rows = report.rows(taken.samples, [other for other in alternatives if other.name not in taken.broken])
     return Outcome(_figures(taken, size), tuple(rows), tuple(skipped), _conditions(environment, isolation, load_before))
@@ -230,6 +241,24 @@ def _undo_batches(undoing: Undo, branching: Branches, size: Size, taken: Taken) 
     return [(1, thoughts), (1, back_to_back), (1, moves), (1, fork)]
 
 
+def _http_batches(web: Http, size: Size, taken: Taken) -> list[Batch]:
+    samples = taken.samples
+
+    async def cells() -> None:
+        samples["http_echo"] += await web.echoes(size.cells)
+        samples["http_warm"] += await web.warm_cells(size.cells)
+
+    async def oneshots() -> None:
+        samples["http_oneshot"] += await web.oneshots(size.oneshots)
+
+    async def files() -> None:
+        up, down = await web.file_mb_s()
+        samples["http_up"].append(up)
+        samples["http_down"].append(down)
+
+    return [(1, cells), (1, oneshots), (1, files)]
+
+
 async def _large(rewriting: Rewrite, branching: Branches, size: Size, taken: Taken, *, undo_first: bool) -> None:
     for has_undo in (undo_first, not undo_first):
         key = "rewrite_undo" if has_undo else "rewrite"
@@ -251,7 +280,7 @@ def _batch_of(other: Alternative, task: str, measure: Callable[[], list[float]],
     return batch
 
 
-async def _rates(ours: Ours, forks: Sequence[ForkServer], size: Size, taken: Taken, *, forks_first: bool) -> None:
+async def _rates(ours: Ours, web: Http, forks: Sequence[ForkServer], size: Size, taken: Taken, *, forks_first: bool) -> None:
     def fork_rate() -> None:
         for fork in forks:
             fork.ask_rate(size.rate_s)
@@ -260,6 +289,7 @@ async def _rates(ours: Ours, forks: Sequence[ForkServer], size: Size, taken: Tak
     if forks_first:
         fork_rate()
     taken.samples["oneshot_rate"].append(await ours.oneshot_rate(size.rate_s, in_flight=4 * len(forks)))
+    taken.samples["http_rate"].append(await web.oneshot_rate(size.rate_s))
     if not forks_first:
         fork_rate()
 
@@ -335,5 +365,6 @@ def _figures(taken: Taken, size: Size) -> tuple[Figure, ...]:
             "100 bytes each, block-buffered: the limit",
         ),
         of_samples("print_lines", "a cell prints 10 MB in lines", "MB/s", taken.samples["print_lines"], "streamed as they come"),
+        *http.figures(taken.samples, size.http_sessions, fork_rate),
     ]
     return tuple(figure for figure in wanted if figure is not None)
