@@ -243,7 +243,7 @@ class Admission:
             waiter = following.waiting.popleft()
             self._queued -= 1
             if following.waiting:
-                self._turns.appendleft(following)
+                self._turns.append(following)
             if not waiter.turn.done():  # else cancelled, and its task has not run again yet
                 self._grant(following)
                 waiter.turn.set_result(True)

@@ -24,6 +24,8 @@ _COMMANDS: Final = {
     "serve": "The server: sessions and runs over HTTP.",
     "doctor": "What isolation and limits this machine gives, and what is missing.",
     "env": "Build, list and remove environments.",
+    "keys": "Make, list and revoke keys of the server.",
+    "usage": "What tenants of the server used.",
     "demo": "The main job, with what each cell cost.",
     "bench": "The numbers, on this machine.",
 }
