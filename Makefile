@@ -2,6 +2,7 @@
 #
 #   make demo    the main job, with what each cell cost     make test    every test (as root: also as an ordinary user)
 #   make bench   the numbers, on this machine               make check   format, lint, types, layers, unit tests
+#   make soak    half an hour of a server under load, with faults on purpose; nothing may be lost or left
 #   make endurance  10,000 one-shots and 500 sessions with every violent end; then nothing may be left
 #   make env     only set up                                make clean   remove what make made
 #   make vm-test  what touches control groups, in a virtual machine that has version 2 only: root, Debian, half an hour (docs/vm-test.md)
@@ -12,7 +13,7 @@
 
 SHELL := /bin/sh
 .DELETE_ON_ERROR:
-.PHONY: demo test check bench endurance env clean attacks corpus vm-test
+.PHONY: demo test check bench endurance soak env clean attacks corpus vm-test
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -46,6 +47,10 @@ bench: $(MADE)-env
 # ten thousand one-shots and five hundred sessions with every violent end: some ten minutes
 endurance: $(MADE)-env
 	@$(BIN)/python bench/endurance.py
+
+# half an hour: a server at 80 % load with faults
+soak: $(MADE)-env
+	@$(BIN)/python bench/soak.py
 
 attacks: $(MADE)-test $(MADE)-env
 	@ONETRIP_ATTACKS=1 ONETRIP_SHARED="$(SHARED)" .ci/test $(BIN)/python tests/security

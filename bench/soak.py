@@ -73,7 +73,8 @@ class Record:
 
     def fail(self, what: str) -> None:
         self.wrong.append(what)
-        print(f"WRONG  {what}", file=sys.stderr, flush=True)
+        if len(self.wrong) <= 20:
+            print(f"WRONG  {what}", file=sys.stderr, flush=True)
 
 
 class Server:
@@ -110,7 +111,10 @@ class Server:
 
     def client(self) -> httpx.AsyncClient:
         return httpx.AsyncClient(
-            base_url=f"http://127.0.0.1:{self.port}", headers={"Authorization": f"Bearer {self.token}"}, timeout=ANSWER_S
+            base_url=f"http://127.0.0.1:{self.port}",
+            headers={"Authorization": f"Bearer {self.token}"},
+            timeout=ANSWER_S,
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=64),
         )
 
     async def kill(self) -> None:
@@ -133,6 +137,7 @@ class Server:
 
 @dataclass
 class Counter:
+    opened_at: float = 0.0  # when it was asked for
     asked: int = 0
     values: set[int] = field(default_factory=set)
 
@@ -141,7 +146,7 @@ class Load:
     def __init__(self, server: Server, record: Record, dice: random.Random) -> None:
         self.server, self.record, self.dice = server, record, dice
         self.sessions: dict[str, Counter] = {}
-        self.quiet: set[str] = set()  # sessions that a fault may have taken
+        self.fault_at = 0.0  # the last one that may take sessions or cells with it
 
     async def ask(
         self, client: httpx.AsyncClient, path: str, body: dict[str, Any], *, tries_s: float = ANSWER_S
@@ -184,6 +189,7 @@ class Load:
             self.record.fail(f"run {result['id']} has two results")
 
     async def open_session(self, client: httpx.AsyncClient) -> None:
+        asked_at = time.monotonic()
         answer = await self.ask(client, "/v1/sessions", {"limits": {"memory_mb": 256}})
         if answer is None or answer.status_code != 201:
             self.record.fail(f"a session: {answer and answer.text[:200]}")
@@ -191,7 +197,7 @@ class Load:
         session = answer.json()["id"]
         first = await self.ask(client, f"/v1/sessions/{session}/runs", {"code": "n = 0"})
         if first is not None and first.status_code == 200:
-            self.sessions[session] = Counter()
+            self.sessions[session] = Counter(asked_at)
 
     async def count(self, client: httpx.AsyncClient, session: str, *, last: bool = False) -> None:
         """One more."""
@@ -201,7 +207,7 @@ class Load:
         if answer is None or session not in self.sessions:
             return
         if answer.status_code in (404, 410):
-            if session not in self.quiet:
+            if state.opened_at > self.fault_at:
                 self.record.fail(f"session {session} is gone without a fault: {answer.json().get('detail')}")
             self.record.counts["session gone, with the reason"] += 1
             self.sessions.pop(session, None)
@@ -209,18 +215,18 @@ class Load:
         result = answer.json()
         self.record.counts[f"cell {result.get('status', answer.status_code)}"] += 1
         if result.get("status") == "lost" or not result.get("session", {}).get("survived", False):
-            if session not in self.quiet:
+            if state.opened_at > self.fault_at:
                 self.record.fail(f"session {session} was lost without a fault: {result.get('error')}")
             self.sessions.pop(session, None)
             return
         if result["status"] == "completed":
             value = result["value"]
-            if value in state.values and session not in self.quiet:
+            if value in state.values and state.opened_at > self.fault_at:
                 self.record.fail(f"session {session} has counted to {value} twice")
             if value > state.asked:
                 self.record.fail(f"session {session} has counted {value}, and {state.asked} were asked: one ran twice")
             state.values.add(value)
-            if last and value < len(state.values) and session not in self.quiet:
+            if last and value < len(state.values) and state.opened_at > self.fault_at:
                 self.record.fail(f"session {session} has counted {value}, and {len(state.values)} were answered")
 
     async def leave(self, client: httpx.AsyncClient) -> None:
@@ -256,8 +262,9 @@ async def client_get(client: httpx.AsyncClient, path: str) -> httpx.Response | N
 # ---------------------------------------------------------------------------------------------------- faults
 
 
-async def faults(server: Server, load: Load, record: Record, dice: random.Random, stop: asyncio.Event) -> None:
+async def faults(server: Server, load: Load, record: Record, dice: random.Random, stop: asyncio.Event, only: str | None) -> None:
     kinds = [guest_killed, guest_killed, zygote_killed, server_killed, server_killed, disk_full]
+    kinds = [kind for kind in kinds if only in (None, kind.__name__)]
     while not stop.is_set():
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(stop.wait(), dice.uniform(*FAULT_EVERY_S))
@@ -270,18 +277,20 @@ async def faults(server: Server, load: Load, record: Record, dice: random.Random
 async def guest_killed(server: Server, load: Load, dice: random.Random) -> None:
     """A random sandbox's process, from outside: its cell is taken back, or its session is gone."""
     guests = [pid for pid in server.family() if len(numbers(pid)) > 2 and numbers(pid)[-1] > 1]
-    load.quiet.update(load.sessions)
+    load.fault_at = time.monotonic()
     if guests:
         with contextlib.suppress(ProcessLookupError):
             os.kill(dice.choice(guests), signal.SIGKILL)
+    load.fault_at = time.monotonic()  # also for what was opened meanwhile
 
 
 async def zygote_killed(server: Server, load: Load, dice: random.Random) -> None:
     zygotes = [pid for pid in server.family() if len(numbers(pid)) == 2 and numbers(pid)[-1] == 1]
-    load.quiet.update(load.sessions)
+    load.fault_at = time.monotonic()
     if zygotes:
         with contextlib.suppress(ProcessLookupError):
             os.kill(dice.choice(zygotes), signal.SIGKILL)
+    load.fault_at = time.monotonic()  # also for what was opened meanwhile
 
 
 async def server_killed(server: Server, load: Load, dice: random.Random) -> None:
@@ -357,7 +366,7 @@ def percentile(values: list[float], share: float) -> float:
     return sorted(values)[min(len(values) - 1, int(len(values) * share))] if values else float("nan")
 
 
-async def main(minutes: float, seed: int, *, as_json: bool) -> int:
+async def main(minutes: float, seed: int, *, only: str | None, as_json: bool) -> int:
     ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER: nodes that outlive their server come to us, and are seen
     dice, record = random.Random(seed), Record()
     shown = 0.0
@@ -379,7 +388,7 @@ async def main(minutes: float, seed: int, *, as_json: bool) -> int:
             await close_all(server, warm)
             before = await at_rest(server)
             load, stop = Load(server, record, dice), asyncio.Event()
-            troubles = asyncio.create_task(faults(server, load, record, dice, stop))
+            troubles = asyncio.create_task(faults(server, load, record, dice, stop, only))
             await at_rate(server, load, most * LOAD, minutes * 60, progress)
             stop.set()
             await troubles
@@ -396,7 +405,7 @@ async def main(minutes: float, seed: int, *, as_json: bool) -> int:
         "minutes": minutes, "seed": seed, "capacity_per_s": round(most, 1), "load_per_s": round(most * LOAD, 1),
         "p50_ms": round(percentile(record.ms, 0.5), 2), "p99_ms": round(percentile(record.ms, 0.99), 2),
         "answers": dict(record.counts), "faults": dict(record.faults), "before": before, "after": after,
-        "left": left, "wrong": record.wrong,
+        "left": left, "wrong": record.wrong[:20], "wrong_count": len(record.wrong),
     }  # fmt: skip
     grown = [name for name in before if after[name] > before[name] * 1.2 + 8]
     if as_json:
@@ -451,6 +460,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--only", help="only this kind of fault, such as server_killed")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
-    sys.exit(asyncio.run(main(given.minutes, given.seed, as_json=given.json)))
+    sys.exit(asyncio.run(main(given.minutes, given.seed, only=given.only, as_json=given.json)))

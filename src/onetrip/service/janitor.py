@@ -9,7 +9,7 @@ from onetrip.errors import OnetripError
 from onetrip.service.records import Session
 from onetrip.service.sessions import Sessions
 from onetrip.settings import Settings
-from onetrip.store import Store
+from onetrip.store import PRUNE_ROWS, Store
 
 EVERY_S: Final = 1.0
 PRUNE_EVERY_S: Final = 60.0
@@ -54,9 +54,13 @@ class Janitor:
 
     def _prune(self, now: float) -> None:
         try:
-            self._store.prune_runs(now - self._settings.keep_results_s)
-            self._store.prune_sessions(now - KEEP_ENDED_S)
-            self._store.prune_claims(now - KEEP_CLAIMS_S)
+            for prune, before in (
+                (self._store.prune_runs, now - self._settings.keep_results_s),
+                (self._store.prune_sessions, now - KEEP_ENDED_S),
+                (self._store.prune_claims, now - KEEP_CLAIMS_S),
+            ):
+                while prune(before) == PRUNE_ROWS:  # each takes its turn with who writes results
+                    pass
         except OnetripError:
             pass  # a full disk; the next round tries again
 
