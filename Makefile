@@ -58,7 +58,7 @@ attacks: $(MADE)-test $(MADE)-env
 corpus: $(MADE)-test $(MADE)-env
 	@$(SETUP) $(BIN)/onetrip env list --json | grep -q '"name": "corpus"' || \
 		$(BIN)/onetrip env build corpus --requirements "$(SHARED)/corpus/packages.txt" $(if $(CORPUS_PYTHON),--python "$(CORPUS_PYTHON)")
-	@ONETRIP_CORPUS=1 ONETRIP_SHARED="$(SHARED)" $(BIN)/python -m pytest tests/corpus
+	@ONETRIP_CORPUS=1 ONETRIP_SHARED="$(SHARED)" $(BIN)/python -m pytest -o faulthandler_timeout=0 tests/corpus
 
 # VM_TESTS="files" runs others; tests/vm/run names the other variables
 vm-test: $(MADE)-test $(MADE)-env

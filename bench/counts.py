@@ -5,6 +5,7 @@ import ctypes
 import dataclasses
 import gc
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
@@ -13,6 +14,7 @@ from typing import Self
 # give back. Groups and descriptors: the tier keeps up to eight used groups to use again, and how many it has is a matter of chance.
 SLACK = {
     "own memory, MB": (0.10, 8.0),
+    "own objects": (0.05, 5000.0),
     "zygotes' memory, MB": (0.10, 16.0),
     "control groups": (0.0, 8.0 * 4),
     "descriptors": (0.0, 8.0 * 9),
@@ -48,12 +50,14 @@ class Counts:
             "control groups of the machine": machine_groups(),
         }
         if not exactly:
+            # What a leak would show first, whatever the allocator keeps for later.
+            values["own objects"] = sys.getallocatedblocks()
             values["own memory, MB"] = resident_mb(os.getpid())
             values["zygotes' memory, MB"] = sum(map(resident_mb, family))
         return cls(values)
 
     def judged(self) -> dict[str, float]:
-        return {name: value for name, value in self.values.items() if name not in SHOWN and not name.endswith("MB")}
+        return {name: value for name, value in self.values.items() if name not in SHOWN and not name.endswith(("MB", "objects"))}
 
 
 def differences(before: Counts, after: Counts, *, idle: bool) -> list[str]:
