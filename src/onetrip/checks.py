@@ -7,7 +7,7 @@ The command line and the Python interface both come through here, so the same mi
 import math
 import re
 from collections.abc import Mapping
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, cast
 
 import msgspec
 
@@ -16,6 +16,7 @@ from onetrip.model import Limits
 
 MAX_SOURCE_BYTES: Final = 10 * 1024 * 1024  # of one cell; CPython's parser needs about 100 times that in memory
 MAX_INPUT_BYTES: Final = 32 * 1024 * 1024  # of all inputs as JSON; half of what one frame carries
+MAX_INPUT_DEPTH: Final = 500  # of lists and objects in each other; the parsers on both sides give up at about 1,000
 _ENVIRONMENT_NAME: Final = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}", re.IGNORECASE)
 
 
@@ -159,7 +160,23 @@ def check_inputs(inputs: Mapping[str, object]) -> bytes:
             hint="Pass large data as a file.",
             field="inputs",
         )
+    if encoded.count(b"[") + encoded.count(b"{") > MAX_INPUT_DEPTH and _depth(inputs) > MAX_INPUT_DEPTH:
+        raise BadRequest(f"inputs: nested more than {MAX_INPUT_DEPTH} deep.", hint="Pass such data as a file.", field="inputs")
     return encoded
+
+
+def _depth(value: object) -> int:
+    """How many lists and dictionaries are in each other, found without recursion."""
+    depth, level = -1, [value]
+    while level:
+        inner: list[object] = []
+        for one in level:
+            if isinstance(one, Mapping):
+                inner += cast("Mapping[str, object]", one).values()
+            elif isinstance(one, list | tuple):
+                inner += cast("list[object]", one)
+        depth, level = depth + 1, inner
+    return depth
 
 
 def check_environment_name(name: object, *, field: str = "environment") -> str:

@@ -23,7 +23,7 @@ from onetrip import store
 from onetrip.api.app import create_app, guarded
 from onetrip.api.guard import is_loopback
 from onetrip.errors import BadRequest, Unavailable
-from onetrip.http_protocol import Protocol
+from onetrip.http_protocol import protocol
 from onetrip.observing import Observing
 from onetrip.service.service import Service
 from onetrip.settings import Settings
@@ -66,7 +66,7 @@ async def serve(
         try:
             await service.start()
             app = create_app(service, telemetry)
-            server = _Server(TelemetryMiddleware(guarded(app, service), telemetry))
+            server = _Server(TelemetryMiddleware(guarded(app, service), telemetry), settings)
             serving = asyncio.create_task(server.serve(sockets=[listener]))
             host, port = listener.getsockname()[:2]
             shown = f"[{host}]" if ":" in host else host
@@ -85,10 +85,10 @@ async def serve(
 class _Server(uvicorn.Server):
     """uvicorn, whose signals are ours."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, settings: Settings) -> None:
         super().__init__(
             uvicorn.Config(
-                app, http=Protocol, loop="none", lifespan="off", ws="none", log_config=None, access_log=False,
+                app, http=protocol(settings.head_s, settings.stall_s), loop="none", lifespan="off", ws="none", log_config=None, access_log=False,
                 server_header=False, proxy_headers=False, backlog=BACKLOG, timeout_keep_alive=75,
                 timeout_graceful_shutdown=int(CLOSE_S),
             )

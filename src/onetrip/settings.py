@@ -64,8 +64,14 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     queue_timeout_s: float = 30.0  # a run that waited so long is refused
     idle_timeout_s: float = 1800.0  # of a session that does not say
     min_free_memory_mb: int = 512  # below it, sessions idle for longest end
+    min_idle_s: float = 10.0  # a session that was used so recently does not end for memory
     keep_results_s: float = 24 * 3600.0  # how long a finished run can be fetched
+    audit_runs: bool = True  # a line in the audit log for each run; without, only for sessions, keys and what is refused
     max_body_mb: int = 64  # of a JSON request
+    head_s: float = 20.0  # for the head of a request to arrive; then the connection is closed
+    stall_s: float = (
+        60.0  # in which a client sends nothing of a body, or takes nothing of an answer; then the connection is closed
+    )
     drain_s: float = 30.0  # after SIGTERM, for runs that are on their way
     keep_sessions: bool = False  # after SIGTERM they live on for `lease_s`, for the server that is started next
     allowed_hosts: tuple[str, ...] = ()  # names under which clients may reach us, beside the address we listen on

@@ -44,6 +44,7 @@ class Tenants:
         self._known: dict[str, tuple[float, Key, bytes]] = {}  # only ids of keys that exist: strangers cannot fill it
         self._quotas: dict[str, tuple[float, Quota]] = {}
         self._temporary: dict[str, tuple[Key, bytes]] = {}
+        self._looked_at, self._have_keys = float("-inf"), False
 
     def authenticate(self, token: str) -> Caller:
         """Whose token it is. Raises Unauthorized for one that is malformed, unknown or revoked, in the same words."""
@@ -99,7 +100,7 @@ class Tenants:
         return _token(key_id, secret), key
 
     def temporary_key(self, token: str | None = None, tenant: str = LOCAL_TENANT, role: Role = "admin") -> str:
-        """A token that ends with this process and is not in the database: for a server that nobody gave a key.
+        """A token that ends with this process, or with the first key, and is not in the database: for a server that nobody gave a key.
 
         `token`: one of before, which is taken again if it is one.
         """
@@ -131,10 +132,12 @@ class Tenants:
         return self._store.has_keys()
 
     def _find(self, key_id: str) -> tuple[Key, bytes] | None:
+        now = self._clock()
         temporary = self._temporary.get(key_id)
         if temporary is not None:
-            return temporary
-        now = self._clock()
+            if now - self._looked_at >= FRESH_S:
+                self._looked_at, self._have_keys = now, self._store.has_keys()
+            return None if self._have_keys else temporary
         known = self._known.get(key_id)
         if known is not None and now - known[0] < FRESH_S:
             return known[1:]

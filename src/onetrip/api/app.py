@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from starlette.applications import Starlette
+from starlette.convertors import Convertor, register_url_convertor
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -10,22 +11,39 @@ from starlette.routing import BaseRoute
 from starlette.routing import Route as StarletteRoute
 from starlette.types import ASGIApp
 
+from onetrip.api.docs import PAGE_HEADERS, page
 from onetrip.api.guard import LOCAL, Guard, is_loopback
 from onetrip.api.openapi import document
 from onetrip.api.problems import plain, problem, request_id
 from onetrip.api.routes import ROUTES
-from onetrip.errors import OnetripError
+from onetrip.errors import OnetripError, PlatformError
 from onetrip.service.service import Service
 from onetrip.telemetry import Telemetry, note
+
+
+class _Any(Convertor[str]):
+    """The rest of a path, line breaks included: names of files may have them, and are refused with a reason."""
+
+    regex = "(?s:.*)"
+
+    def convert(self, value: str) -> str:
+        return value
+
+    def to_string(self, value: str) -> str:
+        return value
+
+
+register_url_convertor("any", _Any())
 
 
 def create_app(service: Service, telemetry: Telemetry, *, mounts: Sequence[BaseRoute] = ()) -> Starlette:
     """The native interface and what is mounted beside it, without guard and telemetry. The service is started and ended by its owner."""
     routes: list[BaseRoute] = [
-        StarletteRoute(route.path.replace("{path}", "{path:path}"), route.endpoint, methods=[route.method]) for route in ROUTES
+        StarletteRoute(route.path.replace("{path}", "{path:any}"), route.endpoint, methods=[route.method]) for route in ROUTES
     ]
-    routes += [StarletteRoute("/openapi.json", openapi), *mounts]
-    app = Starlette(routes=routes, exception_handlers={OnetripError: answer_error, HTTPException: answer_http})
+    routes += [StarletteRoute("/openapi.json", openapi), StarletteRoute("/docs", docs), *mounts]
+    answers = {OnetripError: answer_error, HTTPException: answer_http, Exception: answer_fault}
+    app = Starlette(routes=routes, exception_handlers=answers)
     app.router.redirect_slashes = False
     app.state.service = service
     app.state.telemetry = telemetry
@@ -44,6 +62,16 @@ async def openapi(_: Request) -> Response:
     return Response(document(), media_type="application/json")
 
 
+async def docs(_: Request) -> Response:
+    return Response(page(), media_type="text/html", headers=PAGE_HEADERS)
+
+
+async def answer_fault(request: Request, error: Exception) -> Response:
+    """What nobody expected. The middleware logs it with the id of the request; who asked gets that id and no more."""
+    del error
+    return problem(PlatformError("the server failed at this request"), request_id(request.scope))
+
+
 async def answer_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, OnetripError)  # registered for these only
     telemetry: Telemetry = request.app.state.telemetry
@@ -54,4 +82,4 @@ async def answer_error(request: Request, error: Exception) -> Response:
 
 async def answer_http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)  # registered for these only
-    return plain(error.status_code, error.detail, request_id(request.scope))
+    return plain(error.status_code, error.detail, request_id(request.scope), error.headers)

@@ -5,6 +5,7 @@ import contextlib
 import os
 import re
 from typing import Any, Final
+from urllib.parse import unquote_to_bytes
 
 import msgspec
 from starlette.requests import ClientDisconnect, Request
@@ -18,8 +19,18 @@ from onetrip.files import Opened
 from onetrip.schema import FileEntry, FileList
 
 CHUNK_BYTES: Final = 1 << 20
-PIECE_S: Final = 60.0  # for the next piece of a body to arrive, or to be taken
 _RANGE: Final = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
+
+
+def _path(request: Request) -> str:
+    """The name as it was sent. Raises BadRequest for bytes that are not UTF-8, which would name another file."""
+    path: str = request.path_params["path"]
+    raw: bytes = request.scope.get("raw_path", b"")
+    try:
+        unquote_to_bytes(raw).decode()
+    except UnicodeDecodeError as err:
+        raise BadRequest("the path is not UTF-8", field="path") from err
+    return path
 
 
 async def list_files(request: Request) -> Response:
@@ -33,15 +44,20 @@ async def list_files(request: Request) -> Response:
 
 async def delete_file(request: Request) -> Response:
     who = caller(request, "user")
-    async with service(request).sessions.workspace(who, request.path_params["sid"], changes=True) as workspace:
-        await asyncio.to_thread(workspace.delete, request.path_params["path"])
+    path = _path(request)
+    sessions = service(request).sessions
+    async with sessions.workspace(who, request.path_params["sid"], changes=True) as workspace, _alone(request, sessions.writing):
+        if _is_conditional(request):
+            _check_write(request, await asyncio.to_thread(_etag_of, workspace, path))
+        await asyncio.to_thread(workspace.delete, path)
     return Response(status_code=204)
 
 
 async def put_file(request: Request) -> Response:
     who = caller(request, "user")
-    path = request.path_params["path"]
-    async with service(request).sessions.workspace(who, request.path_params["sid"], changes=True) as workspace:
+    path = _path(request)
+    sessions, stall_s = service(request).sessions, service(request).settings.stall_s
+    async with sessions.workspace(who, request.path_params["sid"], changes=True) as workspace:
         existing = await asyncio.to_thread(_etag_of, workspace, path)
         _check_write(request, existing)
         with await asyncio.to_thread(workspace.upload, path) as upload:
@@ -50,10 +66,10 @@ async def put_file(request: Request) -> Response:
             stream = request.stream()
             while True:
                 try:
-                    async with asyncio.timeout(PIECE_S):
+                    async with asyncio.timeout(stall_s):
                         piece = await anext(stream, None)
                 except TimeoutError as err:
-                    raise BadRequest(f"no more of the body arrived for {PIECE_S:.0f} s; the file is as it was") from err
+                    raise BadRequest(f"no more of the body arrived for {stall_s:g} s; the file is as it was") from err
                 except ClientDisconnect as err:
                     raise BadRequest("the body ended early; the file is as it was") from err
                 if piece is not None:
@@ -64,17 +80,21 @@ async def put_file(request: Request) -> Response:
                     pieces, held = [], 0
                 if piece is None:
                     break
-            await asyncio.to_thread(upload.finish)
+            async with _alone(request, sessions.writing):
+                if _is_conditional(request):  # again: much may have happened while the body arrived
+                    existing = await asyncio.to_thread(_etag_of, workspace, path)
+                    _check_write(request, existing)
+                await asyncio.to_thread(upload.finish)
             size = upload.size
         etag = await asyncio.to_thread(_etag_of, workspace, path)
-    service(request).store.add_usage(who.tenant, bytes_in=size)
+    service(request).count(who, bytes_in=size)
     return Response(status_code=204 if existing else 201, headers={"ETag": etag} if etag else None)
 
 
 async def get_file(request: Request) -> Response:
     who = caller(request, "reader")
     async with service(request).sessions.workspace(who, request.path_params["sid"]) as workspace:
-        opened = await asyncio.to_thread(workspace.open, request.path_params["path"])
+        opened = await asyncio.to_thread(workspace.open, _path(request))
     with contextlib.ExitStack() as held:
         held.enter_context(opened)
         etag = _etag(opened)
@@ -91,16 +111,17 @@ async def get_file(request: Request) -> Response:
         status = 200 if span is None else 206
         if request.method == "HEAD":
             return Response(status_code=status, headers=headers)
+        service(request).count(who, bytes_out=last - first + 1)
         held.pop_all()
-    service(request).store.add_usage(who.tenant, bytes_out=last - first + 1)
-    return _FileStream(opened, first, last, status, headers)
+    return _FileStream(opened, first, last, status, headers, service(request).settings.stall_s)
 
 
 class _FileStream(Response):
     """Closes the file in any case. One that shrank meanwhile breaks the connection: a short body must not look whole."""
 
-    def __init__(self, opened: Opened, first: int, last: int, status: int, headers: dict[str, str]) -> None:
+    def __init__(self, opened: Opened, first: int, last: int, status: int, headers: dict[str, str], stall_s: float) -> None:
         super().__init__(status_code=status, headers=headers)
+        self._stall_s = stall_s
         self._opened, self._at, self._end = opened, first, last + 1
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 -- ASGI's interface
@@ -112,7 +133,7 @@ class _FileStream(Response):
                 if not data:
                     raise ConnectionResetError("the file became shorter while it was sent")
                 self._at += len(data)
-                async with asyncio.timeout(PIECE_S):
+                async with asyncio.timeout(self._stall_s):
                     await send({"type": "http.response.body", "body": data, "more_body": self._at < self._end})
             if self._end == 0 or self.headers.get("content-length") == "0":
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
@@ -136,6 +157,15 @@ def _names(header: str | None, etag: str) -> bool:
     return header is not None and (
         header.strip() == "*" or etag in (part.strip().removeprefix("W/") for part in header.split(","))
     )
+
+
+def _is_conditional(request: Request) -> bool:
+    return "if-match" in request.headers or "if-none-match" in request.headers
+
+
+def _alone(request: Request, lock: asyncio.Lock) -> contextlib.AbstractAsyncContextManager[Any]:
+    """One writer at a time where what is written depends on what is there: no two of them may find the same."""
+    return lock if _is_conditional(request) else contextlib.nullcontext()
 
 
 def _check_write(request: Request, existing: str | None) -> None:

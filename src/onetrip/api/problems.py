@@ -2,6 +2,7 @@
 
 import math
 import secrets
+from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -49,7 +50,7 @@ def problem(error: OnetripError, request: str) -> ProblemResponse:
     return ProblemResponse(msgspec.json.encode(body), status, headers)
 
 
-def plain(status: int, detail: str, request: str) -> ProblemResponse:
+def plain(status: int, detail: str, request: str, headers: Mapping[str, str] | None = None) -> ProblemResponse:
     """An error of HTTP itself, such as a path that there is not."""
     code = {404: "not_found", 405: "method_not_allowed"}.get(status, "bad_request")
     body = Problem(
@@ -61,4 +62,4 @@ def plain(status: int, detail: str, request: str) -> ProblemResponse:
         hint="`/openapi.json` lists every path and method; `/docs` shows them.",
         request_id=request,
     )
-    return ProblemResponse(msgspec.json.encode(body), status)
+    return ProblemResponse(msgspec.json.encode(body), status, headers)

@@ -7,13 +7,12 @@ from typing import Final, TypeVar
 import msgspec
 from starlette.requests import ClientDisconnect, Request
 
-from onetrip.errors import BadRequest, TooLarge, Unauthorized
+from onetrip.errors import BadRequest, TooLarge
 from onetrip.service.service import Service
 from onetrip.settings import Role
 from onetrip.telemetry import note
 from onetrip.tenants import Caller
 
-BODY_S: Final = 60.0  # for the body of a JSON request to arrive; files have a deadline for each piece instead
 MAX_KEY: Final = 255
 T = TypeVar("T")
 _AT: Final = re.compile(r"^(?P<what>.*) - at `(?P<path>.*)`$", re.DOTALL)
@@ -27,21 +26,16 @@ def service(request: Request) -> Service:
     return found
 
 
-def token(request: Request) -> str:
-    """Of the `Authorization` header (RFC 6750). Raises Unauthorized."""
+def token(request: Request) -> str | None:
+    """Of the `Authorization` header (RFC 6750)."""
     scheme, _, value = request.headers.get("authorization", "").partition(" ")
-    if scheme.lower() != "bearer" or not value.strip():
-        raise Unauthorized("there is no key in this request")
-    return value.strip()
+    return value.strip() or None if scheme.lower() == "bearer" else None
 
 
 def caller(request: Request, role: Role) -> Caller:
     """Who calls, with at least this role; counts the request. Raises Unauthorized, Forbidden, QuotaExceeded."""
-    app = service(request)
-    found = app.tenants.authenticate(token(request))
+    found = service(request).admit(token(request), role, f"{request.method} {request.scope['route'].path}")
     note(tenant=found.tenant)
-    app.admission.request(found)
-    app.tenants.require(found, role)
     return found
 
 
@@ -57,7 +51,8 @@ def idempotency_key(request: Request) -> str | None:
 
 async def body(request: Request, kind: type[T], *, may_be_empty: bool = False) -> T:
     """The JSON body. Raises TooLarge, BadRequest that names the field."""
-    raw = await read(request, service(request).settings.max_body_mb << 20)
+    settings = service(request).settings
+    raw = await read(request, settings.max_body_mb << 20, settings.stall_s)
     if not raw and may_be_empty:
         raw = b"{}"
     decoder = _decoders.get(kind)
@@ -76,7 +71,7 @@ async def body(request: Request, kind: type[T], *, may_be_empty: bool = False) -
     return found
 
 
-async def read(request: Request, max_bytes: int) -> bytes:
+async def read(request: Request, max_bytes: int, timeout_s: float) -> bytes:
     """The whole body. Raises TooLarge, BadRequest when it does not come in time or whole."""
     length = request.headers.get("content-length", "")
     if length.isdecimal() and int(length) > max_bytes:
@@ -84,14 +79,14 @@ async def read(request: Request, max_bytes: int) -> bytes:
     parts: list[bytes] = []
     size = 0
     try:
-        async with asyncio.timeout(BODY_S):
+        async with asyncio.timeout(timeout_s):
             async for part in request.stream():
                 size += len(part)
                 if size > max_bytes:
                     raise TooLarge(f"the body has more than {max_bytes} bytes")
                 parts.append(part)
     except TimeoutError as err:
-        raise BadRequest(f"the body did not arrive within {BODY_S:.0f} s") from err
+        raise BadRequest(f"the body did not arrive within {timeout_s:g} s") from err
     except ClientDisconnect as err:
         raise BadRequest("the body ended early") from err
     return b"".join(parts)

@@ -46,7 +46,7 @@ ROUTES: Final[tuple[Route, ...]] = (
     ),
     Route(
         method="GET", path="/v1/runs/{rid}/events", endpoint=runs.get_events, summary="The events of a run, again",
-        gives=((200, EVENTS),), query=(("after", "integer", "Only events with a higher number"),),
+        gives=((200, EVENTS), (204, None)), query=(("after", "integer", "Only events with a higher number"),),
         headers=(("Last-Event-ID", "The same, as browsers send it"),), errors=(400, 404, 410, 409, 500, 501, 503),
     ),
     Route(
@@ -111,7 +111,7 @@ ROUTES: Final[tuple[Route, ...]] = (
     ),
     Route(
         method="DELETE", path="/v1/sessions/{sid}/files/{path}", endpoint=files.delete_file, summary="Delete a file",
-        gives=((204, None),), errors=(*_SID, 500, 503),
+        gives=((204, None),), headers=(("If-Match", "ETags"),), errors=(*_SID, 412, 500, 503),
     ),
     Route(
         method="GET", path="/v1/tools", endpoint=system.tools, summary="The server's tools", gives=((200, schema.ToolList),), errors=()

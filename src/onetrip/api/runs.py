@@ -1,14 +1,13 @@
 """Endpoints of runs: one-shots, cells, results, events, interrupts."""
 
 import asyncio
-import contextlib
 from typing import Final
 
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from onetrip.api.events import EventStream
+from onetrip.api.events import PING_S, EventStream, stop, wait_left
 from onetrip.api.requests import body, caller, idempotency_key, service, whole_number
 from onetrip.errors import Conflict
 from onetrip.schema import CellRequest, Pending, RunRequest
@@ -49,34 +48,37 @@ async def _answer(request: Request, who: Caller, run: Run, asked: CellRequest) -
 async def _or_interrupt(request: Request, who: Caller, run: Run) -> None:
     """Wait for the end of the run, or of the connection, which ends the run."""
 
-    async def leave() -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-
-    left = asyncio.create_task(leave())
+    left = asyncio.create_task(wait_left(request.receive))
     try:
         await asyncio.wait([left, run.outcome], return_when=asyncio.FIRST_COMPLETED)
         if left.done():
             await service(request).runs.interrupt(who, run.id)
     finally:
-        left.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await left
+        await stop(left)
 
 
 async def _stream(request: Request, who: Caller, run_id: str, after: int, *, interrupts: bool = False) -> Response:
     runs = service(request).runs
     items = runs.events(who, run_id, after)
-    try:
-        first = await anext(items, None)  # what cannot begin still gets a status of its own
+    first = asyncio.ensure_future(anext(items, None))
+    left = asyncio.create_task(wait_left(request.receive))
+    try:  # what cannot begin still gets a status of its own, unless that takes long
+        await asyncio.wait([first, left], timeout=PING_S, return_when=asyncio.FIRST_COMPLETED)
+        nothing = first.done() and first.result() is None
     except BaseException:
+        await stop(first)
         await items.aclose()
         raise
+    finally:
+        await stop(left)
+    if nothing:  # it ended before: 204 tells a browser's EventSource not to ask again
+        await items.aclose()
+        return Response(status_code=204)
 
     async def interrupt() -> None:
         await runs.interrupt(who, run_id)
 
-    return EventStream(items, first=first, on_leave=interrupt if interrupts else None)
+    return EventStream(items, first, stall_s=service(request).settings.stall_s, on_leave=interrupt if interrupts else None)
 
 
 async def get_run(request: Request) -> Response:

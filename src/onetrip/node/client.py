@@ -19,7 +19,7 @@ from onetrip.node import messages
 from onetrip.node.daemon import Config
 from onetrip.node.link import Link
 
-CONNECT_S: Final = 30.0  # for a node to start and accept
+SOCKET: Final = "node.sock"  # in the folder of the server's data
 CALL_S: Final = 60.0  # for an answer to anything that is no run
 QUIT_S: Final = 60.0  # for every sandbox to be gone
 _decoder: Final = msgspec.msgpack.Decoder(messages.ToServer)
@@ -45,7 +45,7 @@ class NodeClient:
     @classmethod
     async def connect(cls, folder: Path, config: Config, environ: Mapping[str, str]) -> Self:
         """The node whose socket is in `folder`, started if there is none. Raises Unavailable."""
-        address = folder / "node.sock"
+        address = folder / SOCKET
         with contextlib.suppress(FileNotFoundError, ConnectionRefusedError):
             client = cls(_connect(address), adopted=True)
             described = await client.describe()
@@ -134,7 +134,11 @@ class NodeClient:
             raise NodeLost("the node is gone")
         self._number += 1
         call = self._calls[self._number] = _Call(self._number)
-        self._link.send(messages.Call(call.id, body))
+        try:
+            self._link.send(messages.Call(call.id, body))
+        except BaseException:  # it cannot be encoded
+            del self._calls[call.id]
+            raise
         return call
 
     def _end(self, call: "_Call") -> None:

@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import json
 import os
+import select
 import signal
 import socket
 import struct
@@ -26,6 +28,7 @@ _decoder: Final = msgspec.msgpack.Decoder(messages.ToNode)
 
 
 class Config(msgspec.Struct, frozen=True):
+    path: str  # of the socket that it listens on, to be removed at the end
     lease_s: float
     warm: int
     max_live: int
@@ -42,6 +45,7 @@ class Node:
         self.sessions: dict[str, messages.HeldSession] = {}
         self._connection: Connection | None = None
         self._quit = asyncio.Event()
+        self._inode = _inode(config.path)
         self._lease: asyncio.TimerHandle | None = None
 
     async def serve(self) -> None:
@@ -55,8 +59,8 @@ class Node:
             await self._quit.wait()
         finally:
             loop.remove_reader(self._listener.fileno())
-            with contextlib.suppress(OSError):  # its folder may be gone
-                os.unlink(self._listener.getsockname())
+            if self._inode is not None and _inode(self._config.path) == self._inode:  # not another node's, which came after us
+                os.unlink(self._config.path)
             self._listener.close()
             await self.runs.aclose()
             await self.engine.aclose()
@@ -68,6 +72,8 @@ class Node:
 
     def _accept(self) -> None:
         sock, _ = self._listener.accept()
+        if self._connection is not None:
+            self._connection.end_if_left()
         if self._connection is not None or not _is_ours(sock):
             sock.close()  # one server at a time; it sees the end of file and can say so
             return
@@ -114,6 +120,13 @@ class Connection:
                 if (task := self._calls.get(id)) is not None:
                     task.cancel()
 
+    def end_if_left(self) -> None:
+        """Close it now if its server is gone: the next server may come before we have read the end of file."""
+        poll = select.poll()
+        poll.register(self._link.fd, select.POLLRDHUP)
+        if poll.poll(0):
+            self._link.close()
+
     def _closed(self) -> None:
         for task in self._calls.values():
             task.cancel()
@@ -139,7 +152,8 @@ class Connection:
         value: Any = None
         match body:
             case messages.Run():
-                entry = node.runs.begin(body)
+                cell = msgspec.structs.replace(body.cell, inputs=json.loads(body.inputs))
+                entry = node.runs.begin(msgspec.structs.replace(body, cell=cell))
                 await entry.log.wait_end()
                 await self._items(id, messages.Follow(body.run_id, last_only=True))
             case messages.Follow():
@@ -242,6 +256,13 @@ async def _told(node: Node, session_id: str, work: Coroutine[Any, Any, T]) -> T:
         if (held := node.sessions.get(session_id)) is not None and held.gone is None:
             node.sessions[session_id] = msgspec.structs.replace(held, gone=str(err))
         raise
+
+
+def _inode(path: str) -> int | None:
+    try:
+        return os.lstat(path).st_ino
+    except OSError:
+        return None
 
 
 def _is_ours(sock: socket.socket) -> bool:

@@ -44,6 +44,11 @@ class Link:
         self.closed = False
         self._loop.add_reader(sock.fileno(), self._readable)
 
+    @property
+    def fd(self) -> int:
+        """Of the socket, to look at."""
+        return self._sock.fileno()
+
     def send(self, message: msgspec.Struct, fds: Sequence[int] = ()) -> None:
         """Send a frame; `fds` are the link's from now on. Does nothing on a closed link."""
         if self.closed:
@@ -145,7 +150,7 @@ class Link:
                 break
             try:
                 message = self._decoder.decode(memoryview(buffer)[at + _LENGTH : at + _LENGTH + size])
-            except msgspec.DecodeError:
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
                 self.close()
                 return
             at += _LENGTH + size

@@ -53,6 +53,7 @@ class Run(Message, frozen=True):
     files: dict[str, bytes]
     meta: dict[str, str]
     queue_ms: float
+    inputs: bytes = b"{}"  # those of the cell, as JSON: MessagePack has no integers of more than 64 bits
 
 
 class Follow(Message, frozen=True):

@@ -40,8 +40,13 @@ class Runs:
         self.on_session_gone: Callable[[str, str], None] = lambda _session_id, _why: None
 
     def begin(self, run: messages.Run) -> Entry:
-        """Start it; it goes on whatever becomes of the server. Raises Conflict when the id was used before."""
-        if run.run_id in self._entries:
+        """Start it; it goes on whatever becomes of the server. One that came to nothing may be begun again.
+
+        Raises Conflict when there is a run of this id.
+        """
+        earlier = self._entries.pop(run.run_id, None)
+        if earlier is not None and not (earlier.log.ended and earlier.log.failure is not None):
+            self._entries[run.run_id] = earlier
             raise Conflict(f"there is a run {run.run_id!r} already")
         entry = self._entries[run.run_id] = Entry(run.session_id, run.meta)
         entry.task = asyncio.create_task(self._drive(run, entry))

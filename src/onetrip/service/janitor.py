@@ -7,6 +7,7 @@ from typing import Final
 
 from onetrip.errors import OnetripError
 from onetrip.service.records import Session
+from onetrip.service.runs import Runs
 from onetrip.service.sessions import Sessions
 from onetrip.settings import Settings
 from onetrip.store import PRUNE_ROWS, Store
@@ -15,16 +16,15 @@ EVERY_S: Final = 1.0
 PRUNE_EVERY_S: Final = 60.0
 KEEP_ENDED_S: Final = 7 * 86_400.0  # how long we know why a session ended
 KEEP_CLAIMS_S: Final = 86_400.0  # how long an idempotency key is remembered
-MIN_IDLE_S: Final = 10.0  # a session in use a moment ago is not the one to end for memory
 AT_ONCE: Final = 8  # sessions ended for memory before we look again
 
 
 class Janitor:
     def __init__(
-        self, settings: Settings, store: Store, sessions: Sessions, clock: Callable[[], float] = time.time,
+        self, settings: Settings, store: Store, sessions: Sessions, runs: Runs, clock: Callable[[], float] = time.time,
         free_memory_mb: Callable[[], float] | None = None,
     ) -> None:  # fmt: skip
-        self._settings, self._store, self._sessions, self._clock = settings, store, sessions, clock
+        self._settings, self._store, self._sessions, self._runs, self._clock = settings, store, sessions, runs, clock
         self._free_memory_mb = free_memory_mb or available_memory_mb
         self._pruned_at = 0.0
 
@@ -44,12 +44,15 @@ class Janitor:
         if self._settings.min_free_memory_mb and self._free_memory_mb() < self._settings.min_free_memory_mb:
             for session in self._idle_longest(now)[:AT_ONCE]:
                 await self._sessions.end(session, "memory", "memory ran short, and it had been idle for longest")
+        await self._runs.save_again()
         if now - self._pruned_at >= PRUNE_EVERY_S:
             self._pruned_at = now
             await asyncio.to_thread(self._prune, now)
 
     def _idle_longest(self, now: float) -> list[Session]:
-        idle = [found for found in self._sessions.all() if not found.running and now - found.last_used >= MIN_IDLE_S]
+        idle = [
+            found for found in self._sessions.all() if not found.running and now - found.last_used >= self._settings.min_idle_s
+        ]
         return sorted(idle, key=lambda found: found.last_used)
 
     def _prune(self, now: float) -> None:

@@ -80,7 +80,7 @@ class Run:
     outcome: asyncio.Future[bytes]  # the result as JSON, or what went wrong with us
     state: Literal["queued", "running"] = "queued"
     begun: asyncio.Event = field(default_factory=asyncio.Event)  # the node has it, or never will
-    interrupted: bool = False  # while it was queued
+    waiting: asyncio.Task[None] | None = None  # for its turn and a slot
 
     def fail(self, error: OnetripError) -> None:
         if not self.outcome.done():

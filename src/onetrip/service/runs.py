@@ -15,11 +15,12 @@ import msgspec
 from onetrip import model
 from onetrip.admission import Admission
 from onetrip.engine import new_run_id
-from onetrip.errors import NotFound, OnetripError, Overloaded, SessionGone, Unavailable
+from onetrip.errors import NotFound, OnetripError, Overloaded, PlatformError, SessionGone, Unavailable
 from onetrip.node import messages
 from onetrip.node.client import NodeLost
 from onetrip.schema import CellRequest, RunRequest
 from onetrip.service import specs
+from onetrip.service.audit import Audit
 from onetrip.service.nodes import Nodes
 from onetrip.service.observer import Observer
 from onetrip.service.owned import Owned
@@ -31,17 +32,20 @@ from onetrip.store_schema import RunRow
 from onetrip.tenants import Caller
 
 BIG_BYTES: Final = 256 << 10  # a result so large is saved by a thread
+KEEP_FAILED: Final = 1000  # runs that came to nothing, of which we still know why
 _facts: Final = msgspec.json.Decoder(Facts)
 
 
 class Runs:
     def __init__(
-        self, settings: Settings, store: Store, admission: Admission, nodes: Nodes, observer: Observer, owned: Owned, sessions: Sessions,
-        clock: Callable[[], float] = time.time,
+        self, settings: Settings, store: Store, admission: Admission, nodes: Nodes, observer: Observer, audit: Audit, owned: Owned,
+        sessions: Sessions, clock: Callable[[], float] = time.time,
     ) -> None:  # fmt: skip
         self._settings, self._store, self._admission, self._nodes = settings, store, admission, nodes
-        self._observer, self._owned, self._sessions, self._clock = observer, owned, sessions, clock
+        self._observer, self._audit, self._owned, self._sessions, self._clock = observer, audit, owned, sessions, clock
         self._open: dict[str, Run] = {}  # on their way, or finished and not saved
+        self._failed: dict[str, Run] = {}  # came to nothing, lately
+        self._unsaved: dict[str, tuple[RunRow, Facts]] = {}  # by a full disk
 
     def adopt(self, described: messages.Described) -> None:
         """Take over what a server before us began."""
@@ -59,16 +63,24 @@ class Runs:
 
     def begin_cell(self, caller: Caller, session_id: str, request: CellRequest, *, idempotency_key: str | None = None) -> Run:
         """Run a cell of a session. Raises BadRequest, NotFound, SessionGone, Overloaded; what comes later is the run's outcome."""
-        session = self._sessions.get(caller, session_id)
         cell = specs.cell(request, final=False)
+        try:
+            session = self._sessions.get(caller, session_id)
+        except SessionGone:  # perhaps by this very run, whose result was lost on its way
+            if idempotency_key is not None:
+                run, is_new = self._claimed(caller, session_id, f"cell {session_id}", request, idempotency_key)
+                if not is_new:
+                    return run
+                self._give_up(run, caller, idempotency_key)
+            raise
         run, is_new = self._claimed(caller, session_id, f"cell {session_id}", request, idempotency_key)
         if is_new:
             if session.running >= MAX_WAITING:
                 self._give_up(run, caller, idempotency_key)
                 raise Overloaded(f"{session.running} runs wait for their turn in this session", retry_after_s=1.0)
             self._observer.run_began(run, cell.code)
-            body = messages.Run(run.id, session_id, None, cell, {}, run.meta.told(), 0.0)
-            self._owned.spawn(self._in_session(caller, run, session, body))
+            body = _body(run, None, cell, {})
+            run.waiting = self._owned.spawn(self._in_session(caller, run, session, body))
         return run
 
     def begin_shot(self, caller: Caller, request: RunRequest, *, idempotency_key: str | None = None) -> Run:
@@ -78,8 +90,8 @@ class Runs:
         run, is_new = self._claimed(caller, None, "shot", request, idempotency_key)
         if is_new:
             self._observer.run_began(run, cell.code)
-            body = messages.Run(run.id, None, spec, cell, files, run.meta.told(), 0.0)
-            self._owned.spawn(self._admitted(caller, run, spec.limits, body))
+            body = _body(run, spec, cell, files)
+            run.waiting = self._owned.spawn(self._admitted(caller, run, spec.limits, body))
         return run
 
     def _claimed(
@@ -108,6 +120,7 @@ class Runs:
             self._store.unclaim(caller.tenant, idempotency_key, run.id)
 
     def _new(self, run_id: str, session_id: str | None, meta: Meta) -> Run:
+        self._failed.pop(run_id, None)
         run = self._open[run_id] = Run(run_id, session_id, meta, asyncio.get_running_loop().create_future())
         return run
 
@@ -121,20 +134,20 @@ class Runs:
                     raise err  # `using` remembers it
         except SessionGone:
             pass
+        except asyncio.CancelledError:
+            self._stopped(run)  # while it waited for the runs before it
+            raise
 
     async def _admitted(self, caller: Caller, run: Run, limits: model.Limits | None, body: messages.Run) -> None:
         """Wait for a slot, and carry it. Ends with an outcome in any case."""
         try:
             async with self._admission.run(caller, limits) as ticket:
-                if run.interrupted:
-                    self._finish_by_us(run, "interrupted", model.ProgramError("KeyboardInterrupt", "interrupted before it began"))
-                    return
                 run.state = "running"
                 await self._carry(run, msgspec.structs.replace(body, queue_ms=ticket.queue_ms))
         except OnetripError as err:
             self._fail(run, err)
         except asyncio.CancelledError:
-            self._fail(run, Unavailable("the server was stopped", hint="Ask for the run again when it is back."))
+            self._stopped(run)
             raise
 
     async def _carry(self, run: Run, body: messages.Run | messages.Follow) -> None:
@@ -143,19 +156,36 @@ class Runs:
             run.begun.set()  # the call below is on its way before anybody who waits for this can ask for events
             item = await node.run(body)
         except NodeLost as err:
-            self._finish_by_us(run, "lost", model.ProgramError("SandboxLost", str(err)))
+            await self._finish_by_us(run, "lost", model.ProgramError("SandboxLost", str(err)))
         except OnetripError as err:
             self._fail(run, err)
+            self._owned.spawn(self._tell_saved(run.id))  # the node need not keep it
+        except asyncio.CancelledError:
+            self._stopped(run)
+            raise
         else:
             await self._finish(run, item.data)
+        finally:
+            self._fail(run, PlatformError("the server broke off this run"))  # unless it has an outcome, as it should
+
+    def _stopped(self, run: Run) -> None:
+        """What waited or ran was cancelled: by `interrupt`, which gives it its outcome, or because the server ends."""
+        if run.state == "running" or run.waiting is not None:
+            self._fail(run, Unavailable("the server was stopped", hint="Ask for the run again when it is back."))
 
     def _fail(self, run: Run, error: OnetripError) -> None:
-        """It came to nothing, through no fault of the program."""
+        """It came to nothing, through no fault of the program. Does nothing to a run that has its outcome."""
+        if run.outcome.done():
+            return
         self._open.pop(run.id, None)
+        self._failed[run.id] = run
+        if len(self._failed) > KEEP_FAILED:
+            del self._failed[next(iter(self._failed))]
         run.fail(error)
+        self._audit.refused(Caller(run.meta.tenant, run.meta.key, "user"), "run", run.id, error)
         self._observer.run_failed(run, error)
 
-    def _finish_by_us(self, run: Run, status: model.Status, error: model.ProgramError) -> None:
+    async def _finish_by_us(self, run: Run, status: model.Status, error: model.ProgramError) -> None:
         """Where the node cannot say how it ended."""
         result = model.Result(
             id=run.id,
@@ -165,7 +195,7 @@ class Runs:
             session=model.SessionState(survived=status == "interrupted" and run.session_id is not None, note=error.message),
             isolation=model.Isolation("jail", "strict", ()),
         )
-        self._owned.spawn(self._finish(run, msgspec.json.encode(result)))
+        await self._finish(run, msgspec.json.encode(result))
 
     async def _finish(self, run: Run, data: bytes) -> None:
         """Save the result, then give it to who waits: whoever has seen it can fetch it again."""
@@ -174,27 +204,50 @@ class Runs:
             self._sessions.lose(run.session_id, facts.session.note or "its process ended")
         self._admission.charge(run.meta.tenant, facts.usage.cpu_ms / 1e3)
         row = RunRow(run.id, run.meta.tenant, run.session_id, run.meta.created, self._clock(), facts.status, data)
+        if not await self._save(row, facts):
+            self._unsaved[run.id] = row, facts
+        if self._settings.audit_runs:
+            self._audit.done(
+                run.meta.tenant, run.meta.key, "run", run.id, outcome=facts.status, detail=run.session_id or "one-shot"
+            )
+        if not run.outcome.done():
+            run.outcome.set_result(data)
+        run.begun.set()
+        self._observer.run_finished(run, facts, data)
+
+    async def _save(self, row: RunRow, facts: Facts) -> bool:
+        """False on a full disk: the caller has its result all the same, and the node keeps it."""
         try:
-            if len(data) > BIG_BYTES:
+            if len(row.result or b"") > BIG_BYTES:
                 await asyncio.to_thread(self._store.save_run, row)
             else:
                 self._store.save_run(row)
             self._store.add_usage(
-                run.meta.tenant,
+                row.tenant,
                 runs=1,
                 failed=int(facts.status != "completed"),
                 cpu_ms=facts.usage.cpu_ms,
                 wall_ms=facts.usage.wall_ms,
                 output_bytes=facts.usage.output_bytes,
             )
-        except Unavailable as err:  # a full disk: the caller has its result, and the node keeps it
+        except Unavailable as err:
             self._observer.not_saved(err)
-        else:
-            self._owned.spawn(self._tell_saved(run.id))
-            self._open.pop(run.id, None)
-        if not run.outcome.done():
-            run.outcome.set_result(data)
-        self._observer.run_finished(run, facts, data)
+            return False
+        self._owned.spawn(self._tell_saved(row.id))
+        self._open.pop(row.id, None)
+        return True
+
+    async def save_again(self) -> None:
+        """What a full disk did not take."""
+        for run_id, (row, facts) in list(self._unsaved.items()):
+            if not await self._save(row, facts):
+                return
+            del self._unsaved[run_id]
+
+    def give_up(self) -> None:
+        """Answer whoever waits: the server ends before these runs do."""
+        for run in self.unfinished():
+            run.fail(Unavailable("the server is being stopped", hint="Ask for the result when it is back; it may be there."))
 
     async def _tell_saved(self, run_id: str) -> None:
         try:
@@ -206,8 +259,8 @@ class Runs:
 
     async def result(self, caller: Caller, run_id: str, *, wait_s: float = 0.0) -> bytes | Run:
         """The result as JSON, or the run where there is none yet after `wait_s`. Raises NotFound; what the run's beginning raised."""
-        run = self._open.get(run_id)
-        if run is not None and run.meta.tenant == caller.tenant:
+        run = self._known(caller, run_id)
+        if run is not None:
             if not run.outcome.done() and wait_s > 0:
                 await asyncio.wait([run.outcome], timeout=wait_s)
             return run.outcome.result() if run.outcome.done() else run
@@ -216,13 +269,18 @@ class Runs:
             raise NotFound(f"there is no run {run_id[:60]!r}", hint="Results are kept for a time; it may be too long ago.")
         return row.result
 
+    def _known(self, caller: Caller, run_id: str) -> Run | None:
+        """On its way, or come to nothing lately."""
+        run = self._open.get(run_id) or self._failed.get(run_id)
+        return run if run is not None and run.meta.tenant == caller.tenant else None
+
     async def events(self, caller: Caller, run_id: str, after: int = 0) -> AsyncGenerator[messages.Item]:
         """Events with a number above `after`, `done` last; of a run that is long over only that one. A slow reader slows the program.
 
         Raises NotFound; what the run's beginning raised.
         """
-        run = self._open.get(run_id)
-        if run is not None and run.meta.tenant == caller.tenant:
+        run = self._known(caller, run_id)
+        if run is not None:
             await run.begun.wait()
             if run.outcome.done() and (err := run.outcome.exception()) is not None:
                 raise err
@@ -246,11 +304,23 @@ class Runs:
 
     async def interrupt(self, caller: Caller, run_id: str) -> None:
         """Like Ctrl-C, then kill after a grace period; one that waits is not begun. Does nothing where it has ended. Raises NotFound."""
-        run = self._open.get(run_id)
-        if run is None or run.meta.tenant != caller.tenant:
+        run = self._known(caller, run_id)
+        if run is None:
             await self.result(caller, run_id)  # raises where there is none
-            return
-        if run.state == "queued":
-            run.interrupted = True
+        elif run.outcome.done():
+            pass
+        elif run.state == "queued":
+            if (waiting := run.waiting) is not None:
+                run.waiting = None  # so that it is not taken for the end of the server
+                waiting.cancel()
+                error = model.ProgramError("KeyboardInterrupt", "interrupted before it began")
+                await self._owned.do(self._finish_by_us(run, "interrupted", error))
         else:
             await self._nodes.client.call(messages.Interrupt(run_id))
+
+
+def _body(run: Run, spec: model.SessionSpec | None, cell: model.Cell, files: dict[str, bytes]) -> messages.Run:
+    inputs = msgspec.json.encode(cell.inputs)
+    return messages.Run(
+        run.id, run.session_id, spec, msgspec.structs.replace(cell, inputs={}), files, run.meta.told(), 0.0, inputs
+    )

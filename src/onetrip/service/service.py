@@ -9,19 +9,21 @@ from typing import Final
 import msgspec
 
 from onetrip.admission import Admission
-from onetrip.errors import OnetripError, Unavailable
+from onetrip.errors import OnetripError, Unauthorized, Unavailable
 from onetrip.model import Support
 from onetrip.node import messages
+from onetrip.node.client import SOCKET
 from onetrip.node.daemon import Config
+from onetrip.service.audit import Audit
 from onetrip.service.janitor import Janitor
 from onetrip.service.nodes import Nodes
 from onetrip.service.observer import Observer
 from onetrip.service.owned import Owned
 from onetrip.service.runs import Runs
 from onetrip.service.sessions import Sessions
-from onetrip.settings import Settings
+from onetrip.settings import Role, Settings
 from onetrip.store import Store
-from onetrip.tenants import Tenants
+from onetrip.tenants import Caller, Tenants
 
 LOST: Final = "the process that held it died"
 
@@ -35,13 +37,15 @@ class Service:
     ) -> None:  # fmt: skip
         self.settings, self.store, self.tenants = settings, store, tenants
         self.admission = Admission(settings, tenants.quota, store.cpu_s_today)
-        config = Config(settings.lease_s, settings.warm, settings.max_sessions + 64)
+        config = Config(str(folder / SOCKET), settings.lease_s, settings.warm, settings.max_sessions + 64)
         self.nodes = Nodes(folder, config, environ, settings.environment, settings.isolation_floor)
         self.nodes.on_lost = self._node_lost
         self._owned = Owned()
-        self.sessions = Sessions(settings, store, self.admission, self.nodes, observer, self._owned, clock)
-        self.runs = Runs(settings, store, self.admission, self.nodes, observer, self._owned, self.sessions, clock)
-        self._janitor = Janitor(settings, store, self.sessions, clock)
+        self._observer = observer
+        self.audit = Audit(store, observer.not_saved)
+        self.sessions = Sessions(settings, store, self.admission, self.nodes, observer, self.audit, self._owned, clock)
+        self.runs = Runs(settings, store, self.admission, self.nodes, observer, self.audit, self._owned, self.sessions, clock)
+        self._janitor = Janitor(settings, store, self.sessions, self.runs, clock)
         self._support: Support | None = None
         self.draining = False
 
@@ -66,6 +70,27 @@ class Service:
                 "the server is being stopped", hint="Ask another one, or this one when it is back.", retry_after_s=5.0
             )
 
+    def admit(self, token: str | None, role: Role, action: str) -> Caller:
+        """Who calls, with at least this role; counts the request. Raises Unauthorized, Forbidden, QuotaExceeded, which are audited."""
+        caller = None
+        try:
+            if token is None:
+                raise Unauthorized("there is no key in this request")
+            caller = self.tenants.authenticate(token)
+            self.admission.request(caller)
+            self.tenants.require(caller, role)
+        except OnetripError as err:
+            self.audit.refused(caller, action, "", err)
+            raise
+        return caller
+
+    def count(self, caller: Caller, *, bytes_in: int = 0, bytes_out: int = 0) -> None:
+        """Bytes of files that went over the network; on a full disk they are not counted."""
+        try:
+            self.store.add_usage(caller.tenant, bytes_in=bytes_in, bytes_out=bytes_out)
+        except Unavailable as err:
+            self._observer.not_saved(err)
+
     async def support(self) -> Support:
         """What isolation this host gives; found once."""
         if self._support is None:
@@ -80,12 +105,15 @@ class Service:
             return None
 
     async def drain(self, timeout_s: float) -> int:
-        """Refuse what is new, and wait for what is on its way. How many runs were not done in time."""
+        """Refuse what is new, and wait for what is on its way; whoever waits for more than that is told. How many runs were not done in time."""
         self.draining = True
         waiting = [run.outcome for run in self.runs.unfinished()]
         if not waiting:
             return 0
-        _, late = await asyncio.wait(waiting, timeout=timeout_s)
+        try:
+            _, late = await asyncio.wait(waiting, timeout=timeout_s)
+        finally:
+            self.runs.give_up()
         return len(late)
 
     async def aclose(self, *, leave: bool = False) -> None:

@@ -15,11 +15,12 @@ import msgspec
 
 from onetrip.admission import Admission
 from onetrip.engine import new_session_id
-from onetrip.errors import NotFound, OnetripError, Overloaded, SessionGone, Unavailable
+from onetrip.errors import Conflict, NotFound, OnetripError, Overloaded, SessionGone, Unavailable
 from onetrip.files import Workspace
 from onetrip.node import messages
 from onetrip.schema import ForkRequest, Rewinding, SessionRequest, UndoRequest
 from onetrip.service import specs
+from onetrip.service.audit import Audit
 from onetrip.service.nodes import Nodes
 from onetrip.service.observer import EndKind, Observer
 from onetrip.service.owned import Owned
@@ -29,6 +30,7 @@ from onetrip.store import Store
 from onetrip.store_schema import RunRow
 from onetrip.tenants import Caller
 
+SERVER: Final = "server"  # who did it, in the audit log, when no key did
 _GONE: Final = "the session ended: "
 
 
@@ -36,13 +38,16 @@ class Sessions:
     """See above. `idempotency_key`: the same request under the same key is done once, and answered the same."""
 
     def __init__(
-        self, settings: Settings, store: Store, admission: Admission, nodes: Nodes, observer: Observer, owned: Owned,
+        self, settings: Settings, store: Store, admission: Admission, nodes: Nodes, observer: Observer, audit: Audit, owned: Owned,
         clock: Callable[[], float] = time.time,
     ) -> None:  # fmt: skip
         self._settings, self._store, self._admission, self._nodes = settings, store, admission, nodes
-        self._observer, self._owned, self._clock = observer, owned, clock
+        self._observer, self._audit, self._owned, self._clock = observer, audit, owned, clock
+        self.writing = asyncio.Lock()  # while a file is replaced on a condition
         self._live: dict[str, Session] = {}
         self._opening: dict[str, asyncio.Task[Session]] = {}
+        self._forking: dict[str, asyncio.Task[list[Session]]] = {}
+        self._rewinding: set[str] = set()
 
     def adopt(self, described: messages.Described) -> None:
         """Take over what a server before us left; sessions that nobody holds any more have ended."""
@@ -52,6 +57,12 @@ class Sessions:
                 self._store.end_session(row.id, "the process that held it is gone")
         for found in described.sessions:
             meta = Meta.read(found.meta)
+            row = self._store.session(found.id, None)
+            if row is not None and row.ended_at is not None:  # closed in the moment in which that server died
+                self._owned.spawn(self._close_in_node(found.id))
+                continue
+            if row is None:  # opened in that moment
+                self._store.add_session(found.id, meta.tenant, msgspec.json.encode(found.spec), found.spec.metadata)
             if found.gone is not None:
                 self._store.end_session(found.id, found.gone)
                 self._owned.spawn(self._close_in_node(found.id))
@@ -87,7 +98,10 @@ class Sessions:
         if earlier is not None:
             if (opening := self._opening.get(earlier)) is not None:
                 return await asyncio.shield(opening)
-            return self.get(caller, earlier)
+            try:
+                return self.get(caller, earlier)
+            except NotFound:  # the server died before it was made
+                session_id = earlier
         opening = self._opening[session_id] = self._owned.spawn(self._open(caller, session_id, request))
         try:
             return await asyncio.shield(opening)
@@ -101,6 +115,10 @@ class Sessions:
                 opening.add_done_callback(lambda _: self._opening.pop(session_id, None) and None)
 
     async def _open(self, caller: Caller, session_id: str, request: SessionRequest) -> Session:
+        with self._audit.action(caller, "session.open", session_id):
+            return await self._make(caller, session_id, request)
+
+    async def _make(self, caller: Caller, session_id: str, request: SessionRequest) -> Session:
         spec, files = specs.session_spec(request, self._settings), specs.contents(request.files)
         node = self._nodes.client
         meta = Meta(caller.tenant, self._clock(), caller.key_id)
@@ -117,6 +135,7 @@ class Sessions:
 
     def _register(self, session: Session) -> None:
         self._store.add_session(session.id, session.meta.tenant, msgspec.json.encode(session.spec), session.spec.metadata)
+        self._store.add_usage(session.meta.tenant, sessions=1)
         self._live[session.id] = session
         self._observer.session_opened(session)
 
@@ -124,7 +143,8 @@ class Sessions:
 
     async def close(self, caller: Caller, session_id: str) -> None:
         """End it; waits until nothing is left. Raises NotFound, SessionGone."""
-        await self.end(self.get(caller, session_id), "closed", "closed by its owner")
+        with self._audit.action(caller, "session.close", session_id):
+            await self.end(self.get(caller, session_id), "closed", "closed by its owner")
 
     async def end(self, session: Session, kind: EndKind, reason: str) -> None:
         """End a session of whomever's; who asks for it later is told the reason."""
@@ -138,6 +158,8 @@ class Sessions:
         self._admission.close_session(session.seat)
         with contextlib.suppress(Unavailable):  # a full disk: the reason is lost, the session is not found then
             self._store.end_session(session.id, reason)
+        if kind != "closed":  # not by a caller
+            self._audit.done(session.meta.tenant, SERVER, "session.end", session.id, outcome=kind, detail=reason)
         self._observer.session_ended(session, kind, reason)
         return True
 
@@ -177,25 +199,39 @@ class Sessions:
             if earlier is not None:
                 return self._earlier_rewinding(caller, earlier)
         try:
-            return await self._owned.do(self._undo(session, request.cells, forward=forward, saved_as=idempotency_key and target))
+            with self._audit.action(caller, "session.redo" if forward else "session.undo", session_id):
+                return await self._owned.do(
+                    self._undo(session, request.cells, forward=forward, saved_as=idempotency_key and target)
+                )
         except OnetripError:
             if idempotency_key is not None:
                 self._store.unclaim(caller.tenant, idempotency_key, target)
             raise
 
     async def _undo(self, session: Session, cells: int, *, forward: bool, saved_as: str | None) -> Rewinding:
-        async with self.using(session), session.turn:
-            value = await self._nodes.client.call(messages.Undo(session.id, cells, forward))
-        rewinding = msgspec.convert(value, Rewinding)
         if saved_as is not None:
-            now = self._clock()
-            encoded = msgspec.json.encode(rewinding)
-            self._store.save_run(RunRow(saved_as, session.meta.tenant, session.id, now, now, "completed", encoded))
+            self._rewinding.add(saved_as)
+        try:
+            async with self.using(session), session.turn:
+                value = await self._nodes.client.call(messages.Undo(session.id, cells, forward))
+            rewinding = msgspec.convert(value, Rewinding)
+            if saved_as is not None:
+                now = self._clock()
+                encoded = msgspec.json.encode(rewinding)
+                self._store.save_run(RunRow(saved_as, session.meta.tenant, session.id, now, now, "completed", encoded))
+        finally:
+            self._rewinding.discard(saved_as or "")
         return rewinding
 
     def _earlier_rewinding(self, caller: Caller, target: str) -> Rewinding:
         row = self._store.load_run(target, caller.tenant)
         if row is None or row.result is None:
+            if target not in self._rewinding:
+                raise Conflict(
+                    "the server died while it did this, and nobody knows whether it was done",
+                    hint="Look at the session's state, and ask again under a new key if it is needed.",
+                    field="Idempotency-Key",
+                )
             raise Overloaded("the first request with this idempotency key is at work", retry_after_s=1.0)
         return msgspec.json.decode(row.result, type=Rewinding)
 
@@ -210,15 +246,26 @@ class Sessions:
             kind = f"fork {session_id}"
             earlier = self._store.claim(caller.tenant, idempotency_key, specs.fingerprint(kind, request), target)
             if earlier is not None:
-                return [self.get(caller, branch) for branch in earlier.split(",")]
+                if (forking := self._forking.get(earlier)) is not None:
+                    return await asyncio.shield(forking)
+                try:
+                    return [self.get(caller, branch) for branch in earlier.split(",")]
+                except NotFound:  # the server died before they were made
+                    target, ids = earlier, earlier.split(",")
+        forking = self._forking[target] = self._owned.spawn(self._fork(caller, origin, ids))
+        forking.add_done_callback(lambda _: self._forking.pop(target, None) and None)
         try:
-            return await self._owned.do(self._fork(caller, origin, ids))
+            return await asyncio.shield(forking)
         except OnetripError:
             if idempotency_key is not None:
                 self._store.unclaim(caller.tenant, idempotency_key, target)
             raise
 
     async def _fork(self, caller: Caller, origin: Session, ids: list[str]) -> list[Session]:
+        with self._audit.action(caller, "session.fork", origin.id):
+            return await self._branch(caller, origin, ids)
+
+    async def _branch(self, caller: Caller, origin: Session, ids: list[str]) -> list[Session]:
         meta = Meta(caller.tenant, self._clock(), caller.key_id)
         branches: list[Session] = []
         try:
