@@ -7,7 +7,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -115,6 +115,10 @@ class NodeClient:
         finally:
             self._end(call)
 
+    def saved(self, run_ids: Iterable[str]) -> None:
+        """These results are kept for good."""
+        self._link.send(messages.Saved(tuple(run_ids)))
+
     async def quit(self) -> None:
         """End every sandbox and the node; waits until nothing is left."""
         self._closing = True
@@ -159,6 +163,8 @@ class NodeClient:
         match message:
             case messages.Item():
                 call.items.append(message)
+                if message.last:
+                    call.answer.set_result((None, []))
             case messages.Answer():
                 call.answer.set_result((message.value, fds))
             case messages.Failed():

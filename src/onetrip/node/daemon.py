@@ -18,6 +18,7 @@ from onetrip.engine import LocalEngine
 from onetrip.errors import OnetripError, PlatformError, SessionGone
 from onetrip.node import messages
 from onetrip.node.link import Link
+from onetrip.node.logs import Log
 from onetrip.node.runs import Runs
 
 EMPTY_LEASE_S: Final = 5.0  # with nothing worth keeping
@@ -119,6 +120,8 @@ class Connection:
             case messages.Cancel(id):
                 if (task := self._calls.get(id)) is not None:
                     task.cancel()
+            case messages.Saved(run_ids):
+                self._node.runs.saved(run_ids)
 
     def end_if_left(self) -> None:
         """Close it now if its server is gone: the next server may come before we have read the end of file."""
@@ -154,10 +157,12 @@ class Connection:
             case messages.Run():
                 cell = msgspec.structs.replace(body.cell, inputs=json.loads(body.inputs))
                 entry = node.runs.begin(msgspec.structs.replace(body, cell=cell))
-                await entry.log.wait_end()
-                await self._items(id, messages.Follow(body.run_id, last_only=True))
-            case messages.Follow():
-                await self._items(id, body)
+                await self._last(id, entry.log)
+                return
+            case messages.Follow(run_id, after, last_only):
+                log = node.runs.entry(run_id).log
+                await (self._last(id, log) if last_only else self._items(id, log, after))
+                return
             case messages.Open(session_id, spec, files, meta):
                 await engine.open(spec, files, session_id=session_id)
                 node.sessions[session_id] = messages.HeldSession(session_id, meta, spec, None)
@@ -182,8 +187,6 @@ class Connection:
                     return
             case messages.Interrupt(run_id):
                 node.runs.interrupt(run_id)
-            case messages.Saved(run_id):
-                node.runs.saved(run_id)
             case messages.Start(environment, floor):
                 await engine.start(environment, floor=floor)
             case messages.Describe():
@@ -198,28 +201,33 @@ class Connection:
                 return
         self._link.send(messages.Answer(id, value))
 
-    async def _items(self, id: int, body: messages.Follow) -> None:  # noqa: A002 - the name on the wire
-        log = self._node.runs.entry(body.run_id).log
-        after = body.after
-        if body.last_only:
-            await log.wait_end()
-            after = max(0, len(log.records) - 1)
+    async def _last(self, id: int, log: Log) -> None:  # noqa: A002 - the name on the wire
+        """The last event of a run, when there is one. Raises why there is none."""
+        await log.wait_end()
+        if log.failure is not None and not (log.records and log.records[-1].name == "done"):
+            raise log.failure
+        record = log.records[-1]
+        await self._link.wait_room()
+        self._link.send(messages.Item(id, record.number, record.name, record.data, last=True))
+
+    async def _items(self, id: int, log: Log, after: int) -> None:  # noqa: A002 - the name on the wire
         credit = self._credits[id] = _Credit()
+        ended = False
         try:
             records = log.read(after)
             async with contextlib.aclosing(records):
                 async for record in records:
-                    if body.last_only and record.name != "done":
-                        continue
                     await credit.wait()
                     await self._link.wait_room()
                     credit.take(len(record.data))
-                    self._link.send(messages.Item(id, record.number, record.name, record.data))
+                    ended = record.name == "done"
+                    self._link.send(messages.Item(id, record.number, record.name, record.data, last=ended))
         finally:
             del self._credits[id]
         if log.failure is not None and not (log.records and log.records[-1].name == "done"):
             raise log.failure
-        self._link.send(messages.Answer(id))
+        if not ended:  # its last event was not asked for
+            self._link.send(messages.Answer(id))
 
     def _statistics(self) -> messages.Statistics:
         engine, runs = self._node.engine, self._node.runs

@@ -1,7 +1,8 @@
 """What server and node say to each other: frozen types, as MessagePack, in frames on a Unix stream socket.
 
 Both ends are ours and of the same user; what does not decode is a bug, or a node of another version, and ends the connection.
-The server sends calls, each with a number; the node sends, per call, any number of `Item`s and then one `Answer` or `Failed`.
+The server sends calls, each with a number; the node sends, per call, any number of `Item`s, the last of which ends it, or one `Answer` or
+`Failed`.
 A call with items is slowed by `WINDOW_BYTES` that are not yet acknowledged (`Ack`). Descriptors travel with the frame that says `fds`.
 """
 
@@ -11,7 +12,7 @@ import msgspec
 
 from onetrip.model import Cell, Level, SessionSpec
 
-VERSION: Final = 1  # of this file: a node of another one is not adopted
+VERSION: Final = 2  # of this file: a node of another one is not adopted
 WINDOW_BYTES: Final = 1 << 20
 ACK_BYTES: Final = 128 << 10  # a reader acknowledges so much at once
 
@@ -64,12 +65,6 @@ class Follow(Message, frozen=True):
     last_only: bool = False
 
 
-class Saved(Message, frozen=True):
-    """The server has the result of this run for good: its events may be dropped when they are old. → None"""
-
-    run_id: str
-
-
 class Interrupt(Message, frozen=True):
     """Of a run. → None, also where it has ended."""
 
@@ -116,7 +111,7 @@ class Quit(Message, frozen=True):
     """End every sandbox, and the node. → None when nothing is left"""
 
 
-Body = Describe | Start | Open | Run | Follow | Saved | Interrupt | Undo | Fork | Close | Workspace | Stats | Support | Quit
+Body = Describe | Start | Open | Run | Follow | Interrupt | Undo | Fork | Close | Workspace | Stats | Support | Quit
 
 
 class Call(msgspec.Struct, frozen=True, tag="call", array_like=True):
@@ -135,18 +130,25 @@ class Cancel(msgspec.Struct, frozen=True, tag="cancel", array_like=True):
     id: int
 
 
-ToNode = Call | Ack | Cancel
+class Saved(msgspec.Struct, frozen=True, tag="saved", array_like=True):
+    """The server has the results of these runs for good: their events may be dropped when they are old. Not answered."""
+
+    run_ids: tuple[str, ...]
+
+
+ToNode = Call | Ack | Cancel | Saved
 
 # ---------------------------------------------------------------------------------------------------- node → server
 
 
 class Item(msgspec.Struct, frozen=True, tag="item", array_like=True):
-    """One event of a run. `data` is its JSON as clients get it; that of `done` is the result."""
+    """One event of a run. `data` is its JSON as clients get it; that of `done` is the result, and answers the call (`last`)."""
 
     id: int
     number: int
     name: str
     data: bytes
+    last: bool = False
 
 
 class Answer(msgspec.Struct, frozen=True, tag="answer", array_like=True):

@@ -1,9 +1,10 @@
 """The runs of a node: started on behalf of a server that may go away, kept with their events until it has the result for good."""
 
 import asyncio
+import collections
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from onetrip import model
@@ -13,7 +14,9 @@ from onetrip.node import messages
 from onetrip.node.logs import Log
 
 KEEP_S: Final = 300.0  # events of a run whose result is saved: for readers that come back
-KEEP_BYTES: Final = 128 << 20  # of all such events together
+KEEP_BYTES: Final = 64 << 20  # of all such events together
+ENTRY_BYTES: Final = 3 << 10  # of a run beside its events: some objects
+LOOK_EVERY_S: Final = 600.0
 UNSAVED_S: Final = 24 * 3600.0  # of a run whose result nobody fetched
 
 
@@ -36,6 +39,11 @@ class Runs:
     def __init__(self, engine: Engine, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._engine, self._clock = engine, clock
         self._entries: dict[str, Entry] = {}
+        self._saved: collections.deque[str] = (
+            collections.deque()
+        )  # those that may be forgotten, in the order in which they were saved
+        self.log_bytes = 0  # of these
+        self._looked_at = clock()
         self.running = 0
         self.on_session_gone: Callable[[str, str], None] = lambda _session_id, _why: None
 
@@ -70,21 +78,21 @@ class Runs:
             entry.cancelled = True
             entry.task.cancel()
 
-    def saved(self, run_id: str) -> None:
-        entry = self._entries.get(run_id)
-        if entry is not None:
-            entry.saved = True
-            self._prune()
+    def saved(self, run_ids: Iterable[str]) -> None:
+        """The server has these results for good."""
+        for run_id in run_ids:
+            entry = self._entries.get(run_id)
+            if entry is not None and entry.log.ended and not entry.saved:
+                entry.saved = True
+                self._saved.append(run_id)
+                self.log_bytes += entry.log.bytes + ENTRY_BYTES
+        self._prune()
 
     def held(self) -> tuple[messages.HeldRun, ...]:
         return tuple(
             messages.HeldRun(run_id, entry.session_id, entry.meta, entry.log.ended, entry.saved)
             for run_id, entry in self._entries.items()
         )
-
-    @property
-    def log_bytes(self) -> int:
-        return sum(entry.log.bytes for entry in self._entries.values())
 
     async def wait_idle(self) -> None:
         """Until nothing runs. No deadline of its own: every run has its limits."""
@@ -130,18 +138,25 @@ class Runs:
             entry.finished_at = self._clock()
             if not entry.log.ended:
                 entry.log.end(failure or PlatformError("the run ended without a result"))
-            self._prune()
+            self._forget_unsaved()
 
     def _prune(self) -> None:
-        """Forget finished runs that are old, or, of those whose result is saved, the oldest while they hold too much."""
+        """Forget runs whose result is saved: the oldest while they hold too much, and those that are old. Costs only what it forgets."""
         now = self._clock()
-        held = self.log_bytes
-        for run_id, entry in list(self._entries.items()):  # in the order in which they began
-            if not entry.log.ended:
-                continue
-            age_s = now - entry.finished_at
-            if age_s > UNSAVED_S or (entry.saved and (age_s > KEEP_S or held > KEEP_BYTES)):
-                held -= entry.log.bytes
+        while self._saved and (entry := self._entries[self._saved[0]]):
+            if self.log_bytes <= KEEP_BYTES and now - entry.finished_at <= KEEP_S:
+                break
+            self.log_bytes -= entry.log.bytes + ENTRY_BYTES
+            del self._entries[self._saved.popleft()]
+
+    def _forget_unsaved(self) -> None:
+        """Those that no server asked for in a day. Looks at all of them, so it is called now and then."""
+        now = self._clock()
+        if now - self._looked_at < LOOK_EVERY_S:
+            return
+        self._looked_at = now
+        for run_id, entry in list(self._entries.items()):
+            if entry.log.ended and not entry.saved and now - entry.finished_at > UNSAVED_S:
                 del self._entries[run_id]
 
 

@@ -31,6 +31,7 @@ from onetrip.store import Store
 from onetrip.store_schema import RunRow
 from onetrip.tenants import Caller
 
+TELL_S: Final = 0.2
 BIG_BYTES: Final = 256 << 10  # a result so large is saved by a thread
 KEEP_FAILED: Final = 1000  # runs that came to nothing, of which we still know why
 _facts: Final = msgspec.json.Decoder(Facts)
@@ -43,6 +44,7 @@ class Runs:
     ) -> None:  # fmt: skip
         self._settings, self._store, self._admission, self._nodes = settings, store, admission, nodes
         self._observer, self._audit, self._owned, self._sessions, self._clock = observer, audit, owned, sessions, clock
+        self._told_later: list[str] = []
         self._open: dict[str, Run] = {}  # on their way, or finished and not saved
         self._failed: dict[str, Run] = {}  # came to nothing, lately
         self._unsaved: dict[str, tuple[RunRow, Facts]] = {}  # by a full disk
@@ -159,7 +161,7 @@ class Runs:
             await self._finish_by_us(run, "lost", model.ProgramError("SandboxLost", str(err)))
         except OnetripError as err:
             self._fail(run, err)
-            self._owned.spawn(self._tell_saved(run.id))  # the node need not keep it
+            self._tell_saved(run.id)  # the node need not keep it
         except asyncio.CancelledError:
             self._stopped(run)
             raise
@@ -233,7 +235,7 @@ class Runs:
         except Unavailable as err:
             self._observer.not_saved(err)
             return False
-        self._owned.spawn(self._tell_saved(row.id))
+        self._tell_saved(row.id)
         self._open.pop(row.id, None)
         return True
 
@@ -249,11 +251,16 @@ class Runs:
         for run in self.unfinished():
             run.fail(Unavailable("the server is being stopped", hint="Ask for the result when it is back; it may be there."))
 
-    async def _tell_saved(self, run_id: str) -> None:
-        try:
-            await self._nodes.client.call(messages.Saved(run_id))
-        except OnetripError:
-            pass  # the node is gone, and its events with it
+    def _tell_saved(self, run_id: str) -> None:
+        """Tell the node, together with others: each message wakes it, which costs as much as a small cell."""
+        if not self._told_later:
+            asyncio.get_running_loop().call_later(TELL_S, self._tell)
+        self._told_later.append(run_id)
+
+    def _tell(self) -> None:
+        run_ids, self._told_later = self._told_later, []
+        with contextlib.suppress(OnetripError):  # the node is gone, and its events with it
+            self._nodes.client.saved(run_ids)
 
     # ------------------------------------------------------------------ reading
 
