@@ -15,7 +15,7 @@ import sqlite3
 import stat
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,7 +25,20 @@ import msgspec
 
 from onetrip.errors import BadRequest, Conflict, NotFound, OnetripError, Unavailable
 from onetrip.settings import Quota, Role
-from onetrip.store_schema import MIGRATIONS, AuditEntry, Key, RunRow, SessionRow, Tenant, UsageRow
+from onetrip.store_schema import (
+    ADD_AUDIT,
+    ADD_USAGE,
+    MIGRATIONS,
+    SAVE_RUN,
+    AuditEntry,
+    Key,
+    RunRow,
+    SessionRow,
+    Tenant,
+    UsageRow,
+    Used,
+    run_values,
+)
 
 FILE: Final = "onetrip.db"  # in the folder of the server's data
 BUSY_MS: Final = 1000  # how long a write waits for another process's; it blocks our event loop, and theirs take microseconds
@@ -137,11 +150,7 @@ class Store:
         self, action: str, *, tenant: str, key: str, target: str = "", outcome: str = "ok", request_id: str = "", detail: str = ""
     ) -> None:
         """One more line of the audit log, which nothing of ours changes or removes."""
-        row = (self._clock(), *map(_text, (tenant, key, action, target, outcome, request_id, detail)))
-        self._change(
-            "INSERT INTO audit (at, tenant, key, action, target, outcome, request_id, detail) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-            row,
-        )
+        self._change(ADD_AUDIT, (self._clock(), *map(_text, (tenant, key, action, target, outcome, request_id, detail))))
 
     def audit(self, tenant: str | None = None, *, after: int = 0, limit: int = 1000) -> tuple[AuditEntry, ...]:
         """Lines after number `after`, in order; of one tenant, or of all."""
@@ -167,14 +176,7 @@ class Store:
     ) -> None:
         """Add to what the tenant used today. Raises NotFound for an unknown tenant."""
         counts = (runs, failed, sessions, round(cpu_ms), round(wall_ms), output_bytes, bytes_in, bytes_out)
-        self._change(
-            """INSERT INTO usage VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (tenant, day) DO UPDATE SET
-            runs = runs + excluded.runs, failed = failed + excluded.failed, sessions = sessions + excluded.sessions,
-            cpu_ms = cpu_ms + excluded.cpu_ms, wall_ms = wall_ms + excluded.wall_ms,
-            output_bytes = output_bytes + excluded.output_bytes,
-            bytes_in = bytes_in + excluded.bytes_in, bytes_out = bytes_out + excluded.bytes_out""",
-            (tenant, utc_day(self._clock()), *counts),
-        )
+        self._change(ADD_USAGE, (tenant, utc_day(self._clock()), *counts))
 
     def usage(self, tenant: str | None = None, since_day: str = "") -> tuple[UsageRow, ...]:
         """By day, then tenant; from `since_day` on."""
@@ -223,12 +225,22 @@ class Store:
 
     def save_run(self, run: RunRow) -> None:
         """Keep a run: once when it starts, once more when it has finished. A finished one, and whose it is, never changes."""
-        self._change(
-            """INSERT INTO runs (id, tenant, session, started, finished, status, result) VALUES (?, ?, ?, ?, ?, ?, ?)
-            ON CONFLICT (id) DO UPDATE SET finished = excluded.finished, status = excluded.status, result = excluded.result
-            WHERE finished IS NULL AND tenant = excluded.tenant""",
-            (run.id, run.tenant, run.session, run.started, run.finished, run.status, run.result),
-        )
+        self._change(SAVE_RUN, run_values(run))
+
+    def save_runs(self, runs: Sequence[tuple[RunRow, Used]]) -> None:
+        """Keep finished runs and add to what their tenants used today, all or none of it. Raises Unavailable on a full disk."""
+        by_tenant: dict[str, list[Used]] = {}
+        for run, used in runs:
+            by_tenant.setdefault(run.tenant, []).append(used)
+        with self._transaction() as database:
+            database.executemany(SAVE_RUN, [run_values(run) for run, _ in runs])
+            for tenant, of in by_tenant.items():
+                cpu_ms, wall_ms = round(sum(one.cpu_ms for one in of)), round(sum(one.wall_ms for one in of))
+                counts = (len(of), sum(one.failed for one in of), 0, cpu_ms, wall_ms, sum(one.output_bytes for one in of), 0, 0)
+                database.execute(ADD_USAGE, (tenant, utc_day(self._clock()), *counts))
+            for run, (key, request_id) in ((run, used.audit) for run, used in runs if used.audit is not None):
+                line = (run.tenant, key, "run", run.id, run.status or "", request_id, run.session or "one-shot")
+                database.execute(ADD_AUDIT, (run.finished, *map(_text, line)))
 
     def load_run(self, run_id: str, tenant: str | None) -> RunRow | None:
         """Only a `tenant`'s own; None: whoever's it is."""

@@ -69,6 +69,16 @@ class RunRow(msgspec.Struct, frozen=True):
     result: bytes | None = None  # JSON
 
 
+class Used(msgspec.Struct, frozen=True):
+    """What one run adds to its tenant's usage, and its line of the audit log: key and id of the request; None: it has no line."""
+
+    failed: int
+    cpu_ms: float
+    wall_ms: float
+    output_bytes: int
+    audit: tuple[str, str] | None = None
+
+
 # A released migration is never edited: a change of the schema is one more at the end. Statements are apart, because a
 # migration is one transaction and sqlite3's `executescript` would commit in the middle of it.
 MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
@@ -146,3 +156,19 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
         "CREATE INDEX idempotency_age ON idempotency (created)",
     ),
 )
+
+ADD_AUDIT: Final = (
+    "INSERT INTO audit (at, tenant, key, action, target, outcome, request_id, detail) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+)
+SAVE_RUN: Final = """INSERT INTO runs (id, tenant, session, started, finished, status, result) VALUES (?, ?, ?, ?, ?, ?, ?)
+    ON CONFLICT (id) DO UPDATE SET finished = excluded.finished, status = excluded.status, result = excluded.result
+    WHERE finished IS NULL AND tenant = excluded.tenant"""
+ADD_USAGE: Final = """INSERT INTO usage VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (tenant, day) DO UPDATE SET
+    runs = runs + excluded.runs, failed = failed + excluded.failed, sessions = sessions + excluded.sessions,
+    cpu_ms = cpu_ms + excluded.cpu_ms, wall_ms = wall_ms + excluded.wall_ms,
+    output_bytes = output_bytes + excluded.output_bytes,
+    bytes_in = bytes_in + excluded.bytes_in, bytes_out = bytes_out + excluded.bytes_out"""
+
+
+def run_values(run: RunRow) -> tuple[object, ...]:
+    return (run.id, run.tenant, run.session, run.started, run.finished, run.status, run.result)

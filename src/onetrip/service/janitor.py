@@ -44,7 +44,7 @@ class Janitor:
         if self._settings.min_free_memory_mb and self._free_memory_mb() < self._settings.min_free_memory_mb:
             for session in self._idle_longest(now)[:AT_ONCE]:
                 await self._sessions.end(session, "memory", "memory ran short, and it had been idle for longest")
-        await self._runs.save_again()
+        await self._runs.flush()
         if now - self._pruned_at >= PRUNE_EVERY_S:
             self._pruned_at = now
             await asyncio.to_thread(self._prune, now)

@@ -7,7 +7,7 @@ is in the database as soon as there is one. The next server finds unfinished run
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Final
 
 import msgspec
@@ -25,14 +25,15 @@ from onetrip.service.nodes import Nodes
 from onetrip.service.observer import Observer
 from onetrip.service.owned import Owned
 from onetrip.service.records import MAX_WAITING, Facts, Meta, Run, Session
+from onetrip.service.saving import Saver
 from onetrip.service.sessions import Sessions
 from onetrip.settings import Settings
 from onetrip.store import Store
-from onetrip.store_schema import RunRow
+from onetrip.store_schema import RunRow, Used
+from onetrip.telemetry import current
 from onetrip.tenants import Caller
 
 TELL_S: Final = 0.2
-BIG_BYTES: Final = 256 << 10  # a result so large is saved by a thread
 KEEP_FAILED: Final = 1000  # runs that came to nothing, of which we still know why
 _facts: Final = msgspec.json.Decoder(Facts)
 
@@ -47,7 +48,7 @@ class Runs:
         self._told_later: list[str] = []
         self._open: dict[str, Run] = {}  # on their way, or finished and not saved
         self._failed: dict[str, Run] = {}  # came to nothing, lately
-        self._unsaved: dict[str, tuple[RunRow, Facts]] = {}  # by a full disk
+        self._saver = Saver(store, self._saved, observer.not_saved)
 
     def adopt(self, described: messages.Described) -> None:
         """Take over what a server before us began."""
@@ -200,51 +201,30 @@ class Runs:
         await self._finish(run, msgspec.json.encode(result))
 
     async def _finish(self, run: Run, data: bytes) -> None:
-        """Save the result, then give it to who waits: whoever has seen it can fetch it again."""
+        """Give the result to who waits, and to the database. Until it is there it is found here, or by the next server in the node."""
         facts = _facts.decode(data)
         if run.session_id is not None and not facts.session.survived:
             self._sessions.lose(run.session_id, facts.session.note or "its process ended")
         self._admission.charge(run.meta.tenant, facts.usage.cpu_ms / 1e3)
         row = RunRow(run.id, run.meta.tenant, run.session_id, run.meta.created, self._clock(), facts.status, data)
-        if not await self._save(row, facts):
-            self._unsaved[run.id] = row, facts
-        if self._settings.audit_runs:
-            self._audit.done(
-                run.meta.tenant, run.meta.key, "run", run.id, outcome=facts.status, detail=run.session_id or "one-shot"
-            )
+        request = current()
+        audit = (run.meta.key, "" if request is None else request.request_id) if self._settings.audit_runs else None
+        usage = facts.usage
+        used = Used(int(facts.status != "completed"), usage.cpu_ms, usage.wall_ms, usage.output_bytes, audit)
+        self._saver.put(row, used)
         if not run.outcome.done():
             run.outcome.set_result(data)
         run.begun.set()
         self._observer.run_finished(run, facts, data)
 
-    async def _save(self, row: RunRow, facts: Facts) -> bool:
-        """False on a full disk: the caller has its result all the same, and the node keeps it."""
-        try:
-            if len(row.result or b"") > BIG_BYTES:
-                await asyncio.to_thread(self._store.save_run, row)
-            else:
-                self._store.save_run(row)
-            self._store.add_usage(
-                row.tenant,
-                runs=1,
-                failed=int(facts.status != "completed"),
-                cpu_ms=facts.usage.cpu_ms,
-                wall_ms=facts.usage.wall_ms,
-                output_bytes=facts.usage.output_bytes,
-            )
-        except Unavailable as err:
-            self._observer.not_saved(err)
-            return False
-        self._tell_saved(row.id)
-        self._open.pop(row.id, None)
-        return True
+    def _saved(self, run_ids: Sequence[str]) -> None:
+        for run_id in run_ids:
+            self._open.pop(run_id, None)
+            self._tell_saved(run_id)
 
-    async def save_again(self) -> None:
-        """What a full disk did not take."""
-        for run_id, (row, facts) in list(self._unsaved.items()):
-            if not await self._save(row, facts):
-                return
-            del self._unsaved[run_id]
+    async def flush(self) -> None:
+        """Save what is not saved yet, as far as the disk takes it."""
+        await self._saver.flush()
 
     def give_up(self) -> None:
         """Answer whoever waits: the server ends before these runs do."""

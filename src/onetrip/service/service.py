@@ -124,6 +124,7 @@ class Service:
                 self.sessions.forget(session, "drained", "the server was stopped")
         await self.nodes.aclose(leave=leave)
         await self._owned.aclose()
+        await self.runs.flush()
 
     def _node_lost(self) -> None:
         for session in self.sessions.all():
