@@ -38,6 +38,8 @@ def test_the_demo_runs_and_every_step_behaves_as_promised(tmp_path):
         "failed", "completed", "limit_exceeded", "completed", "completed", "completed",
         "completed", "completed", "completed", "completed", "completed", "completed",
     ]  # fmt: skip
+    assert report["over_http"]["statuses"] == ["completed"] * 5
+    assert report["over_http"]["adopted"] == 1
     taken_back = [step["title"] for step in report["steps"] if step["result"]["session"]["rolled_back"]]
     assert taken_back[-2:] == ["The process ends", "A deaf loop"]  # before them the memory hog, where the kernel was first
     assert {step["result"]["isolation"]["level"] for step in report["steps"]} == {"strict"}

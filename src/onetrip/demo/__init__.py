@@ -1,7 +1,7 @@
 """`onetrip demo`: the main job on real data, with what each cell cost, and cells that go wrong while the session lives on.
 
 What it shows it also verifies, so that it is a smoke test of an installation as well: its status is 0 only if every step did
-what is promised. The steps are in `script`, how they look in `screen`.
+what is promised. The steps are in `script`, how they look in `screen`; `served` runs the analysis again over HTTP.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 
 from onetrip import embedded
-from onetrip.demo import script
+from onetrip.demo import script, served
 from onetrip.demo.screen import Screen
 from onetrip.errors import OnetripError
 from onetrip.model import Result
@@ -76,15 +76,18 @@ def main(*, as_json: bool = False) -> int:
                 chart = _save(session.files.read(script.CHART))
         with screen.waiting(f"{ONE_SHOTS} programs, each in a new sandbox"):
             one_shots = [_timed(ot) for _ in range(ONE_SHOTS)]
+    over_http = served.run(steps[: script.ANALYSIS], screen)
     problems = [f"{step.title}: {problem}" for step, _, found in done for problem in found]
     problems += [f"{step.title}: it was not run" for step in steps[len(done) :]]
     problems += [] if chart else ["there is no chart"]
     problems += [] if all(right for _, right in one_shots) else ["a one-shot gave a wrong answer"]
+    problems += over_http.problems
     times_ms = sorted(ms for ms, _ in one_shots)
     if as_json:
-        sys.stdout.write(_json(done, problems, chart, times_ms, started_s, opened_s) + "\n")
+        sys.stdout.write(_json(done, problems, chart, times_ms, started_s, opened_s, over_http) + "\n")
     else:
-        screen.summary(done, problems, chart, times_ms)
+        screen.summary(done, problems, chart, times_ms, len(over_http.results))
+        screen.paste(_executable())
     return 1 if problems else 0
 
 
@@ -96,6 +99,11 @@ def _bait() -> Generator[Mapping[str, Any]]:
         secret.flush()
         os.chmod(secret.name, 0o644)  # not its mode is to protect it
         yield {"host_file": secret.name, "host_port": listener.getsockname()[1], "host_pid": os.getpid()}
+
+
+def _executable() -> str:
+    """How this program is called, as short as it can be copied."""
+    return os.path.relpath(sys.argv[0]) if os.path.basename(sys.argv[0]) == "onetrip" else f"{sys.executable} -m onetrip"
 
 
 def _timed(ot: embedded.Local) -> tuple[float, bool]:
@@ -125,6 +133,7 @@ def _json(
     times_ms: list[float],
     started_s: float,
     opened_s: float,
+    over_http: served.Served,
 ) -> str:
     report = {
         "ok": not problems,
@@ -136,6 +145,11 @@ def _json(
             "count": len(times_ms),
             "median": round(times_ms[len(times_ms) // 2], 3),
             "slowest": round(times_ms[-1], 3),
+        },
+        "over_http": {
+            "adopted": over_http.adopted,
+            "restarted_ms": round(over_http.restarted_s * 1e3, 1),
+            "statuses": [result.status for _, result in over_http.results],
         },
         "steps": [
             {

@@ -88,6 +88,35 @@ class Screen:
         self._out.print()
         self._say(f"session.fork(count={count}): {count} branches of the session in {_time(forked_s * 1e3)}", style="bold cyan")
 
+    def serving(self, url: str) -> None:
+        self._out.print()
+        self._say(f"The same over HTTP: onetrip serve, and onetrip.connect({url!r})", style="bold cyan")
+
+    def restarted(self, adopted: int, restarted_s: float) -> None:
+        self._say(
+            f"kill -9 of the server; the next one is there after {restarted_s:.1f} s and finds {adopted} session with its variables and files",
+            style="yellow",
+        )
+
+    def served(self, step: Step, result: Result) -> None:
+        wrong = step.problems(result)
+        mark = "✗" if wrong else "✓"
+        self._say(f"{mark}  {step.title}: {_outcome(result)}, {_cost(result)}", style="bold red" if wrong else "green")
+
+    def paste(self, executable: str) -> None:
+        """How to go on from here, to be copied."""
+        self._out.print()
+        self._say("To keep a server: start it, and copy the token that it prints", style="bold cyan")
+        self._say(
+            f"  {executable} serve",
+            "  export TOKEN=…",
+            '  curl -s http://127.0.0.1:8400/v1/runs -H "Authorization: Bearer $TOKEN" -d \'{"code": "sum(range(10))"}\'',
+        )
+        self._say("A program that uses E2B runs unchanged with", style="")
+        self._say(
+            "  export E2B_API_URL=http://127.0.0.1:8400/e2b E2B_SANDBOX_URL=http://127.0.0.1:8400/e2b E2B_API_KEY=$TOKEN",
+        )
+
     def step(self, step: Step, result: Result, problems: Sequence[str]) -> None:
         """One cell: its source, what it gave, what it cost, and whether that is what was promised."""
         if step.is_after:
@@ -129,6 +158,7 @@ class Screen:
         problems: Sequence[str],
         chart: Path | None,
         times_ms: Sequence[float],
+        served: int,
     ) -> None:
         table = Table(box=None, pad_edge=False, header_style="bold")
         for column in ("", "cell", "outcome"):
@@ -159,7 +189,7 @@ class Screen:
             self._say(*(f"NOT AS PROMISED: {problem}" for problem in problems), style="bold red")
         else:
             self._say(
-                f"all {len(done)} steps behaved as promised, in one session and its branches",
+                f"all {len(done)} steps behaved as promised, in one session and its branches, and {served} again over HTTP",
                 style="bold green",
             )
 

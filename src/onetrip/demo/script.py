@@ -17,6 +17,7 @@ COMPLETE: Final = 333  # of them without a gap
 ADELIE: Final = 146  # of those
 GENTOO: Final = 119
 BRANCHES: Final = 2
+ANALYSIS: Final = 5  # the first steps, which stand by themselves
 LIMITS: Final = Limits(wall_s=30, memory_mb=512)
 HOG_BYTES: Final = LIMITS.memory_mb * 2**20 // 4  # must have been counted at least; where memory is sampled, samples miss the top
 LOOP_S: Final = 1.0  # what the runaway loop gets
