@@ -4,11 +4,11 @@ import asyncio
 import contextlib
 import secrets
 import time
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator, Coroutine, Generator
 from typing import Any, Final
 
 from onetrip.client import core
-from onetrip.client.events import Records, event
+from onetrip.client.events import Record, Records, event
 from onetrip.client.files import RemoteFiles
 from onetrip.client.http import Broken, Link, Options
 from onetrip.client.retries import Retries
@@ -191,33 +191,40 @@ class _Following:
         """What comes over one connection. Raises Broken, and what the server says."""
         ask = self._ask if self.run_id is None else core.events(self.run_id, self._last)
         done: Done | None = None
-        async with self._link.begin(ask, answer_s=SILENCE_S) as response:
-            records = Records()
-            pieces = response.aiter_raw()
-            async for piece in pieces:
-                self._since = time.monotonic()
-                for record in records.feed(piece):
-                    if record.number is not None and record.number <= self._last:
-                        continue
-                    self._last = record.number or self._last
-                    self._retries.progressed()
-                    found = event(record)
-                    if isinstance(found, Started):
-                        self.run_id = found.run_id
-                    if isinstance(found, Done):
-                        done = found
+        try:
+            async with self._link.begin(ask, answer_s=SILENCE_S) as response:
+                records, pieces = Records(), response.aiter_raw()
+                async for piece in pieces:
+                    for found in self._new(records.feed(piece)):
+                        if isinstance(found, Done):
+                            done = found
+                        else:
+                            yield found
+                    if done is not None:
                         break
-                    if found is not None:
-                        yield found
-                if done is not None:
-                    break
-            if done is not None:  # a connection is kept only when its answer was read to the end
-                with contextlib.suppress(TimeoutError, Broken):
+                with contextlib.suppress(TimeoutError):  # a connection is kept only when its answer was read to the end
                     async with asyncio.timeout(LAST_BYTES_S):
                         async for _ in pieces:
                             pass
+        except Broken:
+            if done is None:
+                raise
         if done is not None:
             yield done
+
+    def _new(self, records: list[Record]) -> Generator[Event]:
+        """The events among them that did not come before."""
+        self._since = time.monotonic()
+        for record in records:
+            if record.number is not None and record.number <= self._last:
+                continue
+            self._last = record.number or self._last
+            self._retries.progressed()
+            found = event(record)
+            if isinstance(found, Started):
+                self.run_id = found.run_id
+            if found is not None:
+                yield found
 
     async def _lives(self) -> bool:
         if self._session_id is None:
