@@ -11,6 +11,10 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+import servers
+from onetrip import environments
+from onetrip.errors import OnetripError
+
 # No deadline: on a busy machine an example may take long. No database: a folder in the checkout that nobody asked for.
 settings.register_profile("onetrip", deadline=None, database=None)
 settings.load_profile("onetrip")
@@ -43,3 +47,26 @@ def wheel(tmp_path):
         return f"{name} @ file://{path}"
 
     return make
+
+
+@pytest.fixture(scope="session")
+def shared_server():
+    """One server for all tests that leave it as it was."""
+    _needs_environment()
+    with servers.serving() as running:
+        yield running
+
+
+@pytest.fixture
+def server():
+    """A server of this test's own, to be killed and started again."""
+    _needs_environment()
+    with servers.serving() as running:
+        yield running
+
+
+def _needs_environment() -> None:
+    try:
+        environments.find("default")
+    except OnetripError as missing:
+        pytest.skip(f"needs the default environment: {missing}")

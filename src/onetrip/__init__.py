@@ -28,6 +28,7 @@ __version__ = "0.1.0"  # the same as in pyproject.toml, by test
 if TYPE_CHECKING:
     from onetrip.embedded import alocal, local
     from onetrip.model import Limits, ModulePolicy, Policy, Result
+    from onetrip.remote import aconnect, connect
 
 __all__ = [
     "BadRequest",
@@ -52,7 +53,9 @@ __all__ = [
     "Unavailable",
     "UnknownEnvironment",
     "WorkspaceFull",
+    "aconnect",
     "alocal",
+    "connect",
     "local",
 ]
 
@@ -61,6 +64,8 @@ def __getattr__(name: str) -> Any:
     # asyncio and the engine cost 60 ms: a caller who only catches our errors, or asks for `--help`, need not pay for them
     if name in {"local", "alocal"}:
         from onetrip import embedded as module  # noqa: PLC0415 -- on first use, see above
+    elif name in {"connect", "aconnect"}:
+        from onetrip import remote as module  # noqa: PLC0415 -- on first use, see above
     elif name in {"Limits", "ModulePolicy", "Policy", "Result"}:
         from onetrip import model as module  # noqa: PLC0415 -- on first use, see above
     else:

@@ -1,32 +1,31 @@
-"""The asynchronous interface: an engine, its sessions and their files as objects. `embedded` makes them."""
+"""The asynchronous interface: an engine, its sessions and their files as objects. `embedded` and `remote` make them."""
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Generator, Mapping
-from typing import Any, Literal, Self, TypeVar, cast, overload
+import os
+import secrets
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
+from typing import Any, BinaryIO, Literal, Self, TypeVar, cast, overload
 
 import msgspec
 
 from onetrip import checks
-from onetrip.engine import LocalEngine
-from onetrip.errors import BadRequest, PlatformError
-from onetrip.files import FileInfo
-from onetrip.model import Cell, Done, Event, Level, Limits, Policy, Result, Rewound, SessionSpec, Support
+from onetrip.errors import BadRequest, OnetripError, PlatformError
+from onetrip.model import Cell, Done, Event, FileInfo, Level, Limits, Policy, Result, Rewound, SessionSpec, Support
+from onetrip.seam import Engine, Files
 
 T = TypeVar("T")
+PathLike = str | os.PathLike[str]
 FileContents = Mapping[str, bytes | str]
 LimitsLike = Limits | Mapping[str, Any] | None
 PolicyLike = Policy | Mapping[str, Any] | None
 
 
 class AsyncLocal:
-    """See `alocal`. Safe to use from many tasks of one event loop."""
+    """See `alocal` and `aconnect`. Safe to use from many tasks of one event loop."""
 
-    def __init__(self, **options: Any) -> None:
-        try:
-            self._engine = LocalEngine(**options)
-        except TypeError as err:
-            raise BadRequest(str(err).replace("LocalEngine.__init__()", "local()")) from err
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
 
     async def __aenter__(self) -> Self:
         return self
@@ -74,6 +73,7 @@ class AsyncLocal:
         limits: LimitsLike = None,
         policy: PolicyLike = None,
         metadata: Mapping[str, str] | None = None,
+        idle_timeout_s: float | None = None,
         isolation_floor: Level = "strict",
         checkpoints: int = 8,
         on_error: Literal["keep", "rollback"] = "keep",
@@ -82,28 +82,39 @@ class AsyncLocal:
         """A live namespace with a workspace: `async with ot.session() as s`, or `s = await ot.session()` and `await s.aclose()`.
 
         `checkpoints`: how many cells can be undone; 0 for a session that a killed cell ends. `on_error="rollback"`: a cell that
-        raises leaves nothing behind. `threads` of OpenMP and BLAS: with more than one there are no checkpoints.
+        raises leaves nothing behind. `threads` of OpenMP and BLAS: with more than one there are no checkpoints. `idle_timeout_s`:
+        when a server ends it if nothing is asked of it; an embedded session lives as long as its engine. One that was opened
+        without `with` on a server lives on when the client is closed (`attach`).
         """
         spec = _spec(
             environment=environment, limits=limits, policy=policy, isolation_floor=isolation_floor, metadata=dict(metadata or {}),
-            checkpoints=checkpoints, on_error=on_error, threads=threads,
+            idle_timeout_s=idle_timeout_s, checkpoints=checkpoints, on_error=on_error, threads=threads,
         )  # fmt: skip
-        return AsyncSession(self._engine, spec, _contents(files))
+        contents = _contents(files)
+        return AsyncSession(self._engine, lambda: self._engine.open(spec, contents))
 
-    def support(self) -> Support:
-        return self._engine.support()
+    def attach(self, session_id: str) -> "AsyncSession":
+        """A session that is there already, by its id: `s = await ot.attach(id)`. With `async with` it is closed at the end, as any.
+
+        Awaiting it raises NotFound, or SessionGone with the reason.
+        """
+        return AsyncSession(self._engine, lambda: self._engine.attach(session_id))
+
+    async def support(self) -> Support:
+        """What isolation there is."""
+        return await self._engine.find_support()
 
     async def aclose(self) -> None:
-        """End every sandbox; waits until nothing is left."""
+        """Embedded: end every sandbox; waits until nothing is left. Connected: end the connections; sessions live on."""
         await self._engine.aclose()
 
 
 class AsyncSession:
     """One session. Cells run one after the other; `interrupt` may come from another task."""
 
-    def __init__(self, engine: LocalEngine, spec: SessionSpec, files: Mapping[str, bytes]) -> None:
-        self._engine, self._spec, self._initial = engine, spec, files
-        self._id: str | None = None
+    def __init__(self, engine: Engine, begin: Callable[[], Awaitable[str]] | None, session_id: str | None = None) -> None:
+        self._engine, self._begin = engine, begin
+        self._id = session_id
         self.files = AsyncFiles(self)
 
     @property
@@ -113,13 +124,13 @@ class AsyncSession:
         return self._id
 
     @property
-    def engine(self) -> LocalEngine:
+    def engine(self) -> Engine:
         return self._engine
 
     async def open(self) -> Self:
         """Start it, once; the same as awaiting it. Raises what `run` raises."""
-        if self._id is None:
-            self._id = await self._engine.open(self._spec, self._initial)
+        if self._id is None and self._begin is not None:
+            self._id = await self._begin()
         return self
 
     def __await__(self) -> Generator[Any, Any, Self]:
@@ -128,8 +139,12 @@ class AsyncSession:
     async def __aenter__(self) -> Self:
         return await self.open()
 
-    async def __aexit__(self, *_exc: object) -> None:
-        await self.aclose()
+    async def __aexit__(self, kind: type[BaseException] | None, *_exc: object) -> None:
+        try:
+            await self.aclose()
+        except OnetripError:  # such as a server that is gone
+            if kind is None:
+                raise  # else the first error is the one to be seen
 
     async def run(self, code: str, *, inputs: Mapping[str, Any] | None = None, timeout_s: float | None = None) -> Result:
         """Run one cell; variables of earlier cells are there. Raises SessionGone when an earlier cell took the session with it."""
@@ -161,17 +176,14 @@ class AsyncSession:
 
         Memory is shared until one of them changes it. Raises Unavailable when the session has no checkpoint of its present state.
         """
-        made = [self._branched(branch) for branch in await self._engine.fork(self.id, 1 if count is None else count)]
+        made = [
+            AsyncSession(self._engine, None, branch) for branch in await self._engine.fork(self.id, 1 if count is None else count)
+        ]
         return made[0] if count is None else made
-
-    def _branched(self, branch: str) -> "AsyncSession":
-        session = AsyncSession(self._engine, self._spec, {})
-        session._id = branch
-        return session
 
     async def interrupt(self) -> None:
         """Like Ctrl-C for the cell that runs; it is killed when it does not end within the grace period."""
-        self._engine.interrupt(self.id)
+        await self._engine.interrupt(self.id)
 
     async def aclose(self) -> None:
         if self._id is not None:
@@ -188,20 +200,58 @@ class AsyncFiles:
 
     async def write(self, path: str, data: bytes | str) -> None:
         """Create or replace a file. Raises BadRequest for a path that leaves the workspace, WorkspaceFull."""
-        workspace = self._session.engine.files(self._session.id)
-        await asyncio.to_thread(workspace.write, path, _contents({path: data})[path])
-        self._session.engine.note_files(self._session.id)
+        await self._files.write(path, _contents({path: data})[path])
 
     async def read(self, path: str) -> bytes:
         """The content of a regular file. Raises NotFound, BadRequest."""
-        return await asyncio.to_thread(self._session.engine.files(self._session.id).read, path)
+        return await self._files.read(path)
 
     async def list(self) -> list[FileInfo]:
-        return await asyncio.to_thread(self._session.engine.files(self._session.id).list)
+        return await self._files.list()
 
     async def delete(self, path: str) -> None:
-        await asyncio.to_thread(self._session.engine.files(self._session.id).delete, path)
-        self._session.engine.note_files(self._session.id)
+        await self._files.delete(path)
+
+    async def upload(self, path: str, source: PathLike | BinaryIO) -> None:
+        """`write` from a file of the caller, by its name or open for reading, of any size. Raises the same; BadRequest for the source."""
+        if not isinstance(source, (str, os.PathLike)):
+            await self._files.upload(path, source)
+            return
+        with _refused("source", source), await asyncio.to_thread(open, source, "rb") as file:
+            await self._files.upload(path, file)
+
+    async def download(self, path: str, to: PathLike | BinaryIO) -> None:
+        """`read` into a file of the caller, by its name or open for writing, of any size. Raises the same; BadRequest for `to`.
+
+        A file that is named appears whole or not at all.
+        """
+        if not isinstance(to, (str, os.PathLike)):
+            await self._files.download(path, to)
+            return
+        temporary = f"{os.fspath(to)}.{secrets.token_hex(4)}.part"
+        try:
+            with _refused("to", to):
+                with await asyncio.to_thread(open, temporary, "xb") as file:
+                    await self._files.download(path, file)
+                await asyncio.to_thread(os.replace, temporary, to)
+        finally:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+
+    @property
+    def _files(self) -> Files:
+        return self._session.engine.files(self._session.id)
+
+
+@contextlib.contextmanager
+def _refused(field: str, path: PathLike) -> Generator[None]:
+    """What the caller's own disk refuses is the caller's mistake."""
+    try:
+        yield
+    except (OSError, ValueError) as err:
+        if isinstance(err, OnetripError):
+            raise
+        raise BadRequest(f"{field}: {os.fspath(path)!r}: {getattr(err, 'strerror', None) or err}", field=field) from err
 
 
 async def _last(events: AsyncGenerator[Event]) -> Result:

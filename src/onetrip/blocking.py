@@ -7,12 +7,11 @@ import asyncio
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
 from types import TracebackType
-from typing import Any, Self, TypeVar, overload
+from typing import Any, BinaryIO, Self, TypeVar, overload
 
-from onetrip.asynchronous import AsyncFiles, AsyncLocal, AsyncSession
-from onetrip.errors import PlatformError
-from onetrip.files import FileInfo
-from onetrip.model import Event, Level, Result, Rewound, Support
+from onetrip.asynchronous import AsyncFiles, AsyncLocal, AsyncSession, PathLike
+from onetrip.errors import OnetripError, PlatformError
+from onetrip.model import Event, FileInfo, Level, Result, Rewound, Support
 
 T = TypeVar("T")
 
@@ -57,10 +56,10 @@ class _Portal:
 
 
 class Local:
-    """See `local`. Safe to use from many threads."""
+    """See `local` and `connect`. Safe to use from many threads."""
 
-    def __init__(self, **options: Any) -> None:
-        self._async = AsyncLocal(**options)
+    def __init__(self, ot: AsyncLocal) -> None:
+        self._async = ot
         self._portal = _Portal()
         self._closed = False
 
@@ -80,15 +79,20 @@ class Local:
         return _iterate(self._call, self._async.stream(code, **options))
 
     def session(self, **options: Any) -> "Session":
-        session = self._async.session(**options)
+        return self._opened(self._async.session(**options))
+
+    def attach(self, session_id: str) -> "Session":
+        return self._opened(self._async.attach(session_id))
+
+    def _opened(self, session: AsyncSession) -> "Session":
         self._call(session.open)
         return Session(session, self._call)
 
     def support(self) -> Support:
-        return self._async.support()
+        return self._call(self._async.support)
 
     def close(self) -> None:
-        """End every sandbox; waits until nothing is left. Closing twice does no harm."""
+        """Embedded: end every sandbox; waits until nothing is left. Connected: end the connections. Closing twice does no harm."""
         if not self._closed:
             self._closed = True
             self._portal.call(self._async.aclose())
@@ -96,7 +100,7 @@ class Local:
 
     def _call(self, work: Callable[[], Awaitable[T]]) -> T:
         if self._closed:
-            raise PlatformError("this engine is closed", hint="Open another with `onetrip.local()`.")
+            raise PlatformError("this engine is closed", hint="Open another with `onetrip.local()` or `onetrip.connect()`.")
 
         async def run() -> T:
             return await work()
@@ -121,8 +125,12 @@ class Session:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_exc: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_exc: object) -> None:
+        try:
+            self.close()
+        except OnetripError:  # such as a server that is gone
+            if kind is None:
+                raise  # else the first error is the one to be seen
 
     def run(self, code: str, *, inputs: Mapping[str, Any] | None = None, timeout_s: float | None = None) -> Result:
         result: Result = self._call(lambda: self._async.run(code, inputs=inputs, timeout_s=timeout_s))
@@ -176,6 +184,12 @@ class Files:
 
     def delete(self, path: str) -> None:
         self._call(lambda: self._async.delete(path))
+
+    def upload(self, path: str, source: PathLike | BinaryIO) -> None:
+        self._call(lambda: self._async.upload(path, source))
+
+    def download(self, path: str, to: PathLike | BinaryIO) -> None:
+        self._call(lambda: self._async.download(path, to))
 
 
 def _iterate(call: Call, events: AsyncIterator[Event]) -> Iterator[Event]:

@@ -15,6 +15,8 @@ from onetrip.errors import Unavailable
 VARIABLES: Final[Mapping[str, str]] = {
     "ONETRIP_HOME": "Folder for environments. Default: share/onetrip of the installation if there is one, else the user's data folder.",
     "ONETRIP_DATA": "Folder for the server's database and sockets, if its configuration names none. Default: server in the user's data folder.",
+    "ONETRIP_URL": "Where `onetrip.connect()` finds the server, if it is not told. Default: http://127.0.0.1:8400.",
+    "ONETRIP_TOKEN": "The key that `onetrip.connect()` sends, if it is not told.",
     "XDG_DATA_HOME": "The user's data folder, as the XDG base directory specification has it. Default: ~/.local/share.",
     "HOME": "The user's home folder.",
     "UV_CACHE_DIR": "Folder in which uv keeps downloads between builds. Default: none are kept.",
@@ -133,6 +135,11 @@ def _user_data(environ: Mapping[str, str]) -> Path | None:
         return Path(data) / "onetrip"
     home = environ.get("HOME", "")
     return Path(home) / ".local" / "share" / "onetrip" if os.path.isabs(home) else None
+
+
+def client(environ: Mapping[str, str] = os.environ) -> tuple[str | None, str | None]:
+    """Address and key of the server that `connect()` means."""
+    return environ.get("ONETRIP_URL") or None, environ.get("ONETRIP_TOKEN") or None
 
 
 def node_variables(environ: Mapping[str, str] = os.environ) -> dict[str, str]:

@@ -1,7 +1,6 @@
 """Sessions by id, and one-shots: the one place through which cells go in and results come out.
 
-`Engine` is the seam that everything above speaks to, embedded or over a network; `LocalEngine` runs in this process on the jail
-of this machine.
+`LocalEngine` is the `seam.Engine` of this process, on the jail of this machine.
 """
 
 import asyncio
@@ -9,17 +8,19 @@ import contextlib
 import resource
 import secrets
 import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
 from onetrip import checks, environments, preload
 from onetrip.errors import BadRequest, NotFound, SandboxFailed, SessionGone
 from onetrip.files import Workspace
+from onetrip.localfiles import LocalFiles
 from onetrip.model import Cell, Done, Event, Level, Rewound, SessionSpec, Support
 from onetrip.pool import Pool
 from onetrip.removal import RunFolder
+from onetrip.seam import Contents
 from onetrip.shelf import Shelf
 from onetrip.tiers.jail import JailTier, reachable_level
 from onetrip.tiers.jail_probe import has_house, has_landlock, probe
@@ -33,24 +34,6 @@ _NO_BRANCH: Final = (
 )
 MAX_COPIES_MB: Final = 256  # of one session's files, for all its checkpoints
 ENVIRONMENT_FRESH_S: Final = 2.0  # how long we believe what we read of an environment: reading costs more than a run
-Files = Mapping[str, bytes]
-
-
-class Engine(Protocol):
-    async def open(self, spec: SessionSpec, files: Files, *, session_id: str | None = None) -> str: ...
-    def execute(
-        self, session_id: str, cell: Cell, *, run_id: str | None = None, queue_ms: float = 0.0
-    ) -> AsyncGenerator[Event]: ...
-    def run(
-        self, spec: SessionSpec, cell: Cell, files: Files, *, run_id: str | None = None, queue_ms: float = 0.0
-    ) -> AsyncGenerator[Event]: ...
-    async def undo(self, session_id: str, cells: int = 1) -> Rewound: ...
-    async def redo(self, session_id: str, cells: int = 1) -> Rewound: ...
-    async def fork(self, session_id: str, count: int = 1, *, ids: Sequence[str] = ()) -> list[str]: ...
-    def interrupt(self, session_id: str) -> None: ...
-    def files(self, session_id: str) -> Workspace: ...
-    async def close(self, session_id: str) -> None: ...
-    async def aclose(self) -> None: ...
 
 
 @dataclass(slots=True)
@@ -62,7 +45,7 @@ class _Session:
 
 
 class LocalEngine:
-    """See `Engine`. `start` before anything else; `aclose` ends every sandbox."""
+    """See `seam.Engine`. `start` before anything else; `aclose` ends every sandbox."""
 
     def __init__(
         self,
@@ -95,6 +78,9 @@ class LocalEngine:
                 if name != "plot":
                     pool.prepare((environment, name))
 
+    async def find_support(self) -> Support:
+        return await asyncio.to_thread(self.support)
+
     def support(self) -> Support:
         if self._support is None:
             self._support = probe(self._cgroup_parent)
@@ -120,7 +106,7 @@ class LocalEngine:
 
     # ------------------------------------------------------------------ sessions
 
-    async def open(self, spec: SessionSpec, files: Files, *, session_id: str | None = None) -> str:
+    async def open(self, spec: SessionSpec, files: Contents, *, session_id: str | None = None) -> str:
         """Start a session; returns its id, which is the caller's if given. Raises BadRequest, UnknownEnvironment, Unavailable, SandboxFailed; nothing is left then."""
         nodes = self._checked(spec)
         _, pool = await self._backend(spec.isolation_floor)
@@ -133,6 +119,11 @@ class LocalEngine:
             worker.note = f"no checkpoint: the session asked for {spec.threads} threads, which do not survive a fork"
         session_id = session_id or new_session_id()
         self._sessions[session_id] = _Session(spec, worker)
+        return session_id
+
+    async def attach(self, session_id: str) -> str:
+        """See that there is such a session. Raises NotFound, SessionGone."""
+        self.workspace(session_id)
         return session_id
 
     def _timeline(self, worker: Worker, spec: SessionSpec) -> Timeline:
@@ -253,7 +244,7 @@ class LocalEngine:
             yield
 
     async def run(
-        self, spec: SessionSpec, cell: Cell, files: Files, *, run_id: str | None = None, queue_ms: float = 0.0
+        self, spec: SessionSpec, cell: Cell, files: Contents, *, run_id: str | None = None, queue_ms: float = 0.0
     ) -> AsyncGenerator[Event]:
         """A one-shot: a sandbox of its own for this cell, discarded afterwards. `run_id` and `queue_ms` as in `execute`."""
         nodes = self._checked(spec)
@@ -283,15 +274,19 @@ class LocalEngine:
         finally:
             self._runs.pop(run_id, None)
 
-    def interrupt(self, session_id: str) -> None:
-        """Like Ctrl-C for what a session runs, or for one run by its id. Nothing happens where nothing runs. Raises NotFound for an unknown session."""
-        if session_id.startswith("run_"):
-            if (worker := self._runs.get(session_id)) is not None:
-                worker.interrupt()
-        else:
-            self._session(session_id).worker.interrupt()
+    async def interrupt(self, session_id: str) -> None:
+        """Like Ctrl-C for what a session runs. Nothing happens where nothing runs. Raises NotFound for an unknown session."""
+        self._session(session_id).worker.interrupt()
 
-    def files(self, session_id: str) -> Workspace:
+    def interrupt_run(self, run_id: str) -> None:
+        """The same for one run. Nothing happens where it does not run."""
+        if (worker := self._runs.get(run_id)) is not None:
+            worker.interrupt()
+
+    def files(self, session_id: str) -> LocalFiles:
+        return LocalFiles(lambda: self.workspace(session_id), lambda: self.note_files(session_id))
+
+    def workspace(self, session_id: str) -> Workspace:
         """The session's files; methods block briefly. Raises NotFound, SessionGone."""
         session = self._session(session_id)
         if gone := session.gone or session.worker.ended:
@@ -337,7 +332,7 @@ class LocalEngine:
             self._environments[spec.environment] = found
         return found[1]
 
-    async def _worker(self, pool: Pool, spec: SessionSpec, node: str, files: Files, *, is_session: bool = False) -> Worker:
+    async def _worker(self, pool: Pool, spec: SessionSpec, node: str, files: Contents, *, is_session: bool = False) -> Worker:
         worker = await pool.acquire((spec.environment, node), spec.limits)
         try:
             if files:

@@ -17,18 +17,12 @@ import msgspec
 
 from .beneath import NO_SYMLINKS, Owner, as_owner, open_beneath, printable, walk
 from .errors import BadRequest, NotFound, PlatformError, WorkspaceFull
-from .model import FileChange
+from .model import FileChange, FileInfo
 
 MAX_PATH_BYTES: Final = 1024
 MAX_NAME_BYTES: Final = 255  # NAME_MAX
 MAX_ENTRIES: Final = 10_000  # of a listing; a sandbox can hold more inodes than anybody wants to read
 MAX_READ_BYTES: Final = 512 << 20
-
-
-class FileInfo(msgspec.Struct, frozen=True):
-    path: str  # relative to the workspace
-    size: int
-    modified_ns: int
 
 
 Snapshot = Mapping[bytes, tuple[int, int, int, int]]  # raw path → (size, mtime, ctime, inode)

@@ -96,6 +96,14 @@ class FileChange(msgspec.Struct, frozen=True):
     change: Literal["created", "modified", "deleted"]
 
 
+class FileInfo(msgspec.Struct, frozen=True):
+    """A file of a session, as a listing has it."""
+
+    path: str  # relative to the workspace
+    size: int
+    modified_ns: int
+
+
 class SessionState(msgspec.Struct, frozen=True):
     """What became of the session. `note` says why there is no checkpoint, what could not be brought back, or how it ended."""
 

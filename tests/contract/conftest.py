@@ -11,13 +11,29 @@ from onetrip.errors import OnetripError
 
 
 @pytest.fixture(scope="session")
-def ot() -> Iterator[embedded.Local]:
+def embedded_ot() -> Iterator[embedded.Local]:
     try:
         environments.find("default")
     except OnetripError as missing:
         pytest.skip(f"needs the default environment: {missing}")
     with onetrip.local(warm=1) as engine:
         yield engine
+
+
+@pytest.fixture(scope="session")
+def ot(embedded_ot):
+    return embedded_ot
+
+
+@pytest.fixture(scope="module", params=["embedded", "connected"])
+def anywhere(request):
+    """What `ot` is in files whose promises hold on a server, too."""
+    if request.param == "embedded":
+        yield request.getfixturevalue("embedded_ot")
+    else:
+        server = request.getfixturevalue("shared_server")
+        with onetrip.connect(server.url, server.token) as connected:
+            yield connected
 
 
 @pytest.fixture

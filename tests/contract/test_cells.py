@@ -7,6 +7,11 @@ import pytest
 from onetrip.model import Displayed, Done, FileChange, Started, Stdout
 
 
+@pytest.fixture(scope="module")
+def ot(anywhere):
+    return anywhere
+
+
 @pytest.mark.spec("CEL-01")
 @pytest.mark.parametrize(
     ("code", "text"),

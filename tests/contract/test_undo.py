@@ -11,6 +11,12 @@ from onetrip import Limits
 from onetrip.errors import BadRequest, SessionGone
 from onetrip.model import Rewound, SessionState
 
+
+@pytest.fixture(scope="module")
+def ot(anywhere):
+    return anywhere
+
+
 ROLLED_BACK = SessionState(survived=True, rolled_back=True, checkpoint=True)
 WENT_ON = SessionState(survived=True, rolled_back=False, checkpoint=True)
 
@@ -564,8 +570,8 @@ def test_the_oldest_checkpoints_go_when_memory_is_short(ot):
 
 
 @pytest.mark.spec("END-01", "END-03", "UND-18")
-def test_a_session_that_is_closed_leaves_no_checkpoint(ot):
-    with ot.session() as session:
+def test_a_session_that_is_closed_leaves_no_checkpoint(embedded_ot):
+    with embedded_ot.session() as session:
         assert session.run("n = 1").ok
         assert session.run("n = 2").ok
         worker = session._async.engine._sessions[session.id].worker  # to see the processes from outside

@@ -121,6 +121,6 @@ class Folders:
 
     def _find(self, session: str) -> Any:
         if session not in self._sessions:
-            self._onetrip._async._engine.files(session)  # what the engine says to an identifier that a caller made up
+            self._onetrip._async._engine.workspace(session)  # what the engine says to an identifier that a caller made up
             raise AssertionError(f"the engine knows a session {session!r} that nobody opened")
         return self._sessions[session]

@@ -179,7 +179,7 @@ class Connection:
                     spec = model.SessionSpec() if held is None else held.spec
                     node.sessions[branch] = messages.HeldSession(branch, meta, spec, None)
             case messages.Workspace(session_id, note_changes):
-                workspace = engine.files(session_id)
+                workspace = engine.workspace(session_id)
                 if note_changes:
                     engine.note_files(session_id)
                 else:

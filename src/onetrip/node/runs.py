@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 from onetrip import model
-from onetrip.engine import Engine
+from onetrip.engine import LocalEngine
 from onetrip.errors import Conflict, NotFound, OnetripError, PlatformError
 from onetrip.node import messages
 from onetrip.node.logs import Log
@@ -36,7 +36,7 @@ class Entry:
 class Runs:
     """`begin` a run, `entry` to follow it. `on_session_gone` is told of sessions that a cell took with it."""
 
-    def __init__(self, engine: Engine, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, engine: LocalEngine, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._engine, self._clock = engine, clock
         self._entries: dict[str, Entry] = {}
         self._saved: collections.deque[str] = (
@@ -73,7 +73,7 @@ class Runs:
         if entry is None or entry.log.ended:
             return
         if entry.began:
-            self._engine.interrupt(run_id)
+            self._engine.interrupt_run(run_id)
         elif entry.task is not None:
             entry.cancelled = True
             entry.task.cancel()

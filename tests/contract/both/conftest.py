@@ -1,7 +1,6 @@
-"""The Python interface in both its shapes behind one face, so that every test of the contract runs against both."""
+"""The Python interface in its shapes, embedded and connected, blocking and awaited, behind one face: every test runs against each."""
 
 import asyncio
-import contextlib
 import textwrap
 from collections.abc import Iterator
 from typing import Any
@@ -23,8 +22,8 @@ class Blocking:
             return Blocking(found, self._runner)
         if name == "stream":
             return lambda *given, **options: self._stream(found(*given, **options))
-        if name == "session":
-            return lambda **options: contextlib.closing(Blocking(self._runner.run(_awaited(found(**options))), self._runner))
+        if name in {"session", "attach"}:
+            return lambda *given, **options: Opened(self._runner.run(_awaited(found(*given, **options))), self._runner)
         if not asyncio.iscoroutinefunction(found):
             return found
         return lambda *given, **options: self._runner.run(found(*given, **options))
@@ -41,19 +40,32 @@ class Blocking:
             self._runner.run(_awaited(events.aclose()))
 
 
+class Opened(Blocking):
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._runner.run(self._target.__aexit__(*exc))
+
+
 async def _awaited(thing: Any) -> Any:
     return await thing
 
 
-@pytest.fixture(scope="module", params=["local", "alocal"])
+@pytest.fixture(scope="module", params=["local", "alocal", "connect", "aconnect"])
 def ot(request):
-    """One engine per file and shape."""
-    if request.param == "local":
-        with onetrip.local(warm=1) as engine:
+    """One engine per file and shape; the connected ones share one server."""
+    if "connect" in request.param:
+        server = request.getfixturevalue("shared_server")
+        made = getattr(onetrip, request.param)(server.url, server.token)
+    else:
+        made = getattr(onetrip, request.param)(warm=1)
+    if not request.param.startswith("a"):
+        with made as engine:
             yield engine
     else:
         with asyncio.Runner() as runner:
-            engine = runner.run(_awaited(onetrip.alocal(warm=1).__aenter__()))
+            engine = runner.run(made.__aenter__())
             yield Blocking(engine, runner)
             runner.run(engine.aclose())
 

@@ -1,0 +1,70 @@
+"""What an engine is: the seam between the objects that a program holds and whatever runs its cells, in this process or on a server.
+
+`onetrip.engine.LocalEngine` and `onetrip.client.engine.RemoteEngine` are the two. Every method raises errors of ours only.
+"""
+
+import builtins
+from collections.abc import AsyncGenerator, Mapping
+from typing import BinaryIO, Protocol
+
+from onetrip.model import Cell, Event, FileInfo, Level, Rewound, SessionSpec, Support
+
+Contents = Mapping[str, bytes]  # files by their path in the workspace
+
+
+class Files(Protocol):
+    """The files of one session. Raises BadRequest for paths that leave the workspace, NotFound, SessionGone, WorkspaceFull."""
+
+    async def write(self, path: str, data: bytes) -> None:
+        """Create or replace a file; it changes whole or not at all."""
+        ...
+
+    async def read(self, path: str) -> bytes: ...
+    async def list(self) -> builtins.list[FileInfo]: ...
+    async def delete(self, path: str) -> None: ...
+    async def upload(self, path: str, source: BinaryIO) -> None:
+        """`write` of what can be read from `source`, in pieces: any size in constant memory."""
+        ...
+
+    async def download(self, path: str, to: BinaryIO) -> None:
+        """`read` into `to`, in pieces."""
+        ...
+
+
+class Engine(Protocol):
+    """Sessions by id, and one-shots. Cells of one session run one after the other, in the order in which they were asked for."""
+
+    async def start(self, environment: str = "default", *, floor: Level = "strict") -> None: ...
+    async def find_support(self) -> Support: ...
+    async def open(self, spec: SessionSpec, files: Contents) -> str:
+        """Start a session; returns its id."""
+        ...
+
+    async def attach(self, session_id: str) -> str:
+        """See that there is such a session, and return its id. Raises NotFound, SessionGone."""
+        ...
+
+    def execute(self, session_id: str, cell: Cell) -> AsyncGenerator[Event]:
+        """Run a cell. The last event is `Done`; closing the generator before interrupts the cell."""
+        ...
+
+    def run(self, spec: SessionSpec, cell: Cell, files: Contents) -> AsyncGenerator[Event]:
+        """The same for a one-shot."""
+        ...
+
+    async def undo(self, session_id: str, cells: int = 1) -> Rewound: ...
+    async def redo(self, session_id: str, cells: int = 1) -> Rewound: ...
+    async def fork(self, session_id: str, count: int = 1) -> list[str]:
+        """So many branches; returns their ids."""
+        ...
+
+    async def interrupt(self, session_id: str) -> None:
+        """Like Ctrl-C for the cell that runs. Nothing happens where none does."""
+        ...
+
+    def files(self, session_id: str) -> Files: ...
+    async def close(self, session_id: str) -> None:
+        """End a session. Closing twice does no harm."""
+        ...
+
+    async def aclose(self) -> None: ...
