@@ -38,9 +38,12 @@ def run(steps: Sequence[script.Step], screen: Screen) -> Served:
         (Path(folder) / "data").mkdir(mode=0o700)
         config.write_text(f'port = 0\ndata_dir = "{folder}/data"\nlog_level = "error"\n', encoding="utf-8")
         try:
-            with contextlib.ExitStack() as held:
+            with (
+                contextlib.ExitStack() as servers,
+                contextlib.ExitStack() as held,
+            ):  # clients end before the server that came last
                 with screen.waiting("starting a server on a free port"):
-                    server, url, token, _ = held.enter_context(_server(config))
+                    server, url, token, _ = servers.enter_context(_server(config))
                     config.write_text(config.read_text(encoding="utf-8").replace("port = 0", f"port = {url.rpartition(':')[2]}"))
                     ot = held.enter_context(remote.connect(url, token=token))
                     session = held.enter_context(ot.session(files={script.DATA_FILE: script.data()}, limits=script.LIMITS))
@@ -50,7 +53,7 @@ def run(steps: Sequence[script.Step], screen: Screen) -> Served:
                         began = time.monotonic()
                         server.kill()
                         server.wait()
-                        _, _, _, served.adopted = held.enter_context(_server(config))
+                        _, _, _, served.adopted = servers.enter_context(_server(config))
                         served.restarted_s = time.monotonic() - began
                         screen.restarted(served.adopted, served.restarted_s)
                     with screen.working(number, step.title):
