@@ -24,6 +24,7 @@ from onetrip.api.app import create_app, guarded
 from onetrip.api.guard import is_loopback
 from onetrip.errors import BadRequest, Unavailable
 from onetrip.http_protocol import protocol
+from onetrip.mcp_server import http as mcp
 from onetrip.observing import Observing
 from onetrip.service.service import Service
 from onetrip.settings import Settings
@@ -64,18 +65,21 @@ async def serve(
         stop = _Stop()
         leave = False
         try:
-            await service.start()
-            app = create_app(service, telemetry)
-            server = _Server(TelemetryMiddleware(guarded(app, service), telemetry), settings)
-            serving = asyncio.create_task(server.serve(sockets=[listener]))
-            host, port = listener.getsockname()[:2]
-            shown = f"[{host}]" if ":" in host else host
-            with stop.on_signals():
-                on_listening(Listening(f"http://{shown}:{port}", token, len(service.sessions.all()), os.getpid()))
-                await asyncio.wait([serving, stop.first], return_when=asyncio.FIRST_COMPLETED)
-                given_up = await stop.unless_twice(service.drain(settings.drain_s if stop.is_gentle else 0.0)) or 0
-                server.should_exit = True
-                await serving
+            async with contextlib.AsyncExitStack() as beside:
+                await service.start()
+                mounts = [await beside.enter_async_context(mcp.mounted(service, telemetry))]
+                app = create_app(service, telemetry, mounts=mounts)
+                server = _Server(TelemetryMiddleware(guarded(app, service), telemetry), settings)
+                serving = asyncio.create_task(server.serve(sockets=[listener]))
+                host, port = listener.getsockname()[:2]
+                shown = f"[{host}]" if ":" in host else host
+                with stop.on_signals():
+                    on_listening(Listening(f"http://{shown}:{port}", token, len(service.sessions.all()), os.getpid()))
+                    await asyncio.wait([serving, stop.first], return_when=asyncio.FIRST_COMPLETED)
+                    given_up = await stop.unless_twice(service.drain(settings.drain_s if stop.is_gentle else 0.0)) or 0
+                    await beside.aclose()  # before the server waits for connections that are open only to listen
+                    server.should_exit = True
+                    await serving
             leave = settings.keep_sessions and stop.is_gentle
         finally:
             await service.aclose(leave=leave)

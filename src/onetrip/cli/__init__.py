@@ -22,6 +22,7 @@ _COMMANDS: Final = {
     "run": "Run one program.",
     "shell": "An interactive session.",
     "serve": "The server: sessions and runs over HTTP.",
+    "mcp": "Tools for an MCP client, on stdin and stdout.",
     "doctor": "What isolation and limits this machine gives, and what is missing.",
     "env": "Build, list and remove environments.",
     "keys": "Make, list and revoke keys of the server.",
