@@ -1,9 +1,11 @@
 """MCP clients for tests: the current one over HTTP and stdio, and the 1.x one in a virtual environment of its own."""
 
 import asyncio
+import contextlib
 import subprocess
 import sys
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import httpx2
 import pytest
@@ -42,12 +44,30 @@ async def over_stdio(server, mode="auto", token=None):
         yield client
 
 
+def descendants(root):
+    """Every process below one, as /proc has it now."""
+    parents = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            parents[int(stat.parent.name)] = int(stat.read_text(errors="replace").rpartition(")")[2].split()[1])
+    found, edge = set(), {root}
+    while edge := {pid for pid, parent in parents.items() if parent in edge} - found:
+        found |= edge
+    return found
+
+
+def alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0] not in {"Z", "X"}
+    except OSError:
+        return False
+
+
 def python_with(folder, *requirements):
     """The interpreter of a virtual environment that has these packages; the test is skipped if they cannot be had."""
-    binary = uv.find_uv_bin()
     python = folder / "venv" / "bin" / "python"
-    for arguments in (["venv", "--python", sys.executable, str(folder / "venv")], ["pip", "install", "--python", str(python), *requirements]):
-        done = subprocess.run([binary, *arguments], capture_output=True, text=True, timeout=300)
+    for arguments in (["venv", "--python", sys.executable, folder / "venv"], ["pip", "install", "--python", python, *requirements]):
+        done = subprocess.run([uv.find_uv_bin(), *arguments], capture_output=True, text=True, timeout=300, check=False)
         if done.returncode:
             pytest.skip(f"not tested: the MCP client 1.x; {requirements} cannot be fetched here: {done.stderr[-300:]}")
     return python

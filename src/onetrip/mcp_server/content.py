@@ -40,11 +40,11 @@ def executed(result: Result, session_id: str | None) -> CallToolResult:
     images = pictures(result.displays)
     execution = _execution(result, session_id, len(images))
     content: list[ContentBlock] = [TextContent(text=_told(execution, result)), *images]
-    return CallToolResult(content=content, structured_content=msgspec.to_builtins(execution))
+    return CallToolResult(content=content, structured_content=_plain(execution))
 
 
 def structured(value: Any, text: str) -> CallToolResult:
-    return CallToolResult(content=[TextContent(text=text)], structured_content=msgspec.to_builtins(value))
+    return CallToolResult(content=[TextContent(text=text)], structured_content=_plain(value))
 
 
 def failed(error: OnetripError) -> CallToolResult:
@@ -54,6 +54,11 @@ def failed(error: OnetripError) -> CallToolResult:
         said["retry_after_s"] = error.retry_after_s
     text = f"Error ({error.code}): {error}\nHint: {error.hint}"
     return CallToolResult(content=[TextContent(text=text)], structured_content={"error": said}, is_error=True)
+
+
+def _plain(value: Any) -> Any:
+    """As a client will decode it; what JSON cannot hold, such as an infinity, is null."""
+    return msgspec.json.decode(msgspec.json.encode(value))
 
 
 def pictures(displays: Iterable[DisplayData]) -> list[ImageContent]:
@@ -88,8 +93,7 @@ def cut(text: str, limit: int = MAX_CHARS) -> str:
 
 
 def _execution(result: Result, session_id: str | None, images: int) -> Execution:
-    value = msgspec.json.encode(result.value)  # and back: what JSON cannot hold, such as an infinity, is null
-    is_long = len(value) > MAX_VALUE_BYTES
+    is_long = len(msgspec.json.encode(result.value)) > MAX_VALUE_BYTES
     error = result.error
     if error is not None:
         error = msgspec.structs.replace(error, message=cut(error.message), traceback=cut(error.traceback))
@@ -100,7 +104,7 @@ def _execution(result: Result, session_id: str | None, images: int) -> Execution
         stdout=cut(result.stdout),
         stderr=cut(result.stderr),
         text=None if result.text is None else cut(result.text),
-        value=None if is_long else msgspec.json.decode(value),
+        value=None if is_long else result.value,
         error=error,
         limit=result.limit,
         truncated=Cut(

@@ -161,7 +161,9 @@ async def write_file(backend: Backend, asked: schema.WriteFile, context: Context
     if (asked.text is None) == (asked.content_base64 is None):
         raise BadRequest("text, content_base64: exactly one of them is needed", field="text")
     try:
-        data = (asked.text or "").encode() if asked.content_base64 is None else base64.b64decode(asked.content_base64, validate=True)
+        data = (
+            (asked.text or "").encode() if asked.content_base64 is None else base64.b64decode(asked.content_base64, validate=True)
+        )
     except ValueError as err:  # no base64, no ASCII, or a lone surrogate
         raise BadRequest(f"the content is not what it should be: {err}", field="content_base64") from err
     await backend.write(asked.session_id, asked.path, data)
