@@ -1,11 +1,16 @@
-"""MCP clients for tests: the current one over HTTP and stdio, and the 1.x one in a virtual environment of its own."""
+"""MCP clients for tests: the current one over HTTP and stdio, the 1.x one in a virtual environment of its own, and a server to speak to."""
 
 import asyncio
 import contextlib
+import json
+import os
+import signal
 import subprocess
 import sys
+import tempfile
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx2
 import pytest
@@ -13,6 +18,10 @@ import uv
 from mcp import Client
 from mcp.client.stdio import StdioServerParameters
 from mcp.client.streamable_http import streamable_http_client
+
+from onetrip.settings import Settings
+from onetrip.store import FILE, Store
+from onetrip.tenants import Tenants
 
 TEST_S = 120.0
 
@@ -25,6 +34,38 @@ def within(work):
             return await work
 
     return asyncio.run(main())
+
+
+@contextlib.contextmanager
+def serving():
+    """A server on a data folder of its own; `new_key` makes keys for it."""
+    with tempfile.TemporaryDirectory(prefix="ot-", dir="/tmp") as folder:  # a socket's name has at most 108 bytes
+        data = Path(folder) / "data"
+        with open(Path(folder) / "log", "w", encoding="utf-8") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "onetrip", "serve", "--port", "0", "--json"],
+                env={**os.environ, "ONETRIP_DATA": str(data)},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+            )
+        try:
+            told = json.loads(process.stdout.readline())
+            server = SimpleNamespace(url=told["url"], data=data, process=process)
+            server.token = new_key(server, "acme")  # that of a server without keys would end with the first one
+            yield server
+        finally:
+            process.send_signal(signal.SIGINT)
+            process.wait(TEST_S)
+            process.stdout.close()
+
+
+def new_key(server, tenant, role="user"):
+    with Store.open(server.data / FILE) as store:
+        tenants = Tenants(store, Settings())
+        tenants.create_tenant(tenant)
+        return tenants.create_key(tenant, role)[0]
 
 
 @asynccontextmanager

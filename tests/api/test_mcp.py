@@ -12,11 +12,7 @@ import httpx
 import httpx2
 import pytest
 from mcp import MCPError
-from mcp_clients import TEST_S, alive, descendants, over_http, over_stdio, python_with, within
-
-from onetrip.settings import Settings
-from onetrip.store import FILE, Store
-from onetrip.tenants import Tenants
+from mcp_clients import TEST_S, alive, descendants, new_key, over_http, over_stdio, python_with, serving, within
 
 ERAS = ("auto", "legacy")
 WAYS = [(over_http, mode) for mode in ERAS] + [(over_stdio, mode) for mode in ERAS]
@@ -45,11 +41,17 @@ async def refused(client, tool, /, **arguments):
     return error
 
 
-def new_key(server, tenant, role="user"):
-    with Store.open(server.data / FILE) as store:
-        tenants = Tenants(store, Settings())
-        tenants.create_tenant(tenant)
-        return tenants.create_key(tenant, role)[0]
+@pytest.fixture(scope="module")
+def shared_server():
+    with serving() as running:
+        yield running
+
+
+@pytest.fixture
+def server():
+    """A server of this test's own."""
+    with serving() as running:
+        yield running
 
 
 # ------------------------------------------------------------------------------------------------ clients of both eras
@@ -129,7 +131,7 @@ def test_what_a_program_prints_arrives_while_it_runs(shared_server, connect, mod
 def test_a_client_that_gives_up_interrupts_its_program_and_the_session_goes_on(shared_server, connect, mode):
     async def main():
         async with connect(shared_server, mode) as client:
-            session = await given(client, "create_session")
+            session = await given(client, "create_session", wall_s=900, cpu_s=900)  # no limit may do it instead
             begun = asyncio.Event()
 
             async def progress(*_):
@@ -467,6 +469,33 @@ def test_what_is_too_long_for_a_model_is_cut_and_said_to_be(shared_server):
             async with httpx.AsyncClient(headers={"Authorization": f"Bearer {shared_server.token}"}) as http:
                 whole = await http.get(native)
             assert len(whole.json()["stdout"]) > 10**6
+
+    within(main())
+
+
+@pytest.mark.slow
+@pytest.mark.spec("MCP-12")
+@pytest.mark.parametrize("mode", ERAS)
+def test_a_server_that_is_told_to_end_answers_the_calls_on_their_way(server, mode):
+    async def main():
+        async with over_http(server, mode) as client:  # the older one holds a stream open besides, only to listen
+            await client.list_tools()
+            begun = asyncio.Event()
+
+            async def progress(*_):
+                begun.set()
+
+            session = await given(client, "create_session")
+            code = "import os\nprint('begun')\nwhile not os.path.exists('go'): pass\n'done'"
+            running = asyncio.create_task(call(client, "execute_python", progress, code=code, **session))
+            await begun.wait()
+            server.process.terminate()
+            while (await call(client, "create_session")).structured_content.get("session_id"):
+                pass
+            assert (await refused(client, "create_session"))["code"] == "unavailable"
+            await given(client, "write_file", path="go", text="", **session)
+            assert (await running).structured_content["value"] == "done"
+            assert await asyncio.to_thread(server.process.wait, TEST_S) == 0
 
     within(main())
 

@@ -1,5 +1,7 @@
 """MCP over streamable HTTP, at one URL for clients of both eras, with the keys of the native interface."""
 
+import asyncio
+import contextlib
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Any, Final
@@ -22,12 +24,13 @@ from onetrip.telemetry import Telemetry, note
 from onetrip.tenants import Caller
 
 PATH: Final = "/mcp"
+ANSWER_S: Final = 5.0  # at the end, for clients to take what they wait for
 _CALLER: Final = "onetrip.caller"  # in a request's scope
 
 
 @asynccontextmanager
 async def mounted(service: Service, telemetry: Telemetry) -> AsyncGenerator[BaseRoute]:
-    """The route. Leaving this ends its connections, those too that clients hold open only to listen."""
+    """The route. Leaving this refuses what is new, lets answers go out, and ends what clients hold open only to listen."""
 
     def backend_of(context: Context) -> Backend:
         """Of the request at hand, not of the handshake: a key may have been revoked since."""
@@ -52,7 +55,7 @@ async def mounted(service: Service, telemetry: Telemetry) -> AsyncGenerator[Base
         try:
             yield Route(PATH, endpoint)
         finally:
-            endpoint.is_closed = True
+            await endpoint.close()
 
 
 class _Endpoint:
@@ -60,13 +63,32 @@ class _Endpoint:
 
     def __init__(self, manager: StreamableHTTPSessionManager) -> None:
         self._manager = manager
-        self.is_closed = False
+        self._is_closed = False
+        self._asking = 0  # requests that wait for an answer
+        self._answered = asyncio.Event()
+
+    async def close(self) -> None:
+        self._is_closed = True
+        if self._asking:
+            self._answered.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(ANSWER_S):
+                    await self._answered.wait()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if self.is_closed:
+        if self._is_closed:
             raise Unavailable("the server is being stopped", retry_after_s=5.0)
         who = caller(Request(scope), "reader")
         scope[_CALLER] = who
         # The SDK lets only the principal that began a handshake session go on with it.
         scope["user"] = AuthenticatedUser(AccessToken(token="", client_id=f"{who.tenant}/{who.key_id}", scopes=[]))
-        await self._manager.handle_request(scope, receive, send)
+        if scope["method"] != "POST":
+            await self._manager.handle_request(scope, receive, send)
+            return
+        self._asking += 1
+        try:
+            await self._manager.handle_request(scope, receive, send)
+        finally:
+            self._asking -= 1
+            if not self._asking:
+                self._answered.set()

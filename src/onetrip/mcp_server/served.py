@@ -8,7 +8,7 @@ from typing import Final
 import anyio
 import msgspec
 
-from onetrip.errors import OnetripError, Unavailable
+from onetrip.errors import OnetripError
 from onetrip.files import FileInfo, Workspace
 from onetrip.mcp_server.schema import CreateSession
 from onetrip.mcp_server.whole import whole
@@ -103,7 +103,7 @@ class ServedBackend:
         with whole():
             async with self._service.sessions.workspace(self._caller, session_id) as workspace:
                 data = await asyncio.to_thread(read, workspace)
-        self._count(bytes_out=len(data))
+        self._service.count(self._caller, bytes_out=len(data))
         return data
 
     async def write(self, session_id: str, path: str, data: bytes) -> None:
@@ -111,16 +111,12 @@ class ServedBackend:
         with whole():
             async with self._service.sessions.workspace(self._caller, session_id, changes=True) as workspace:
                 await asyncio.to_thread(workspace.write, path, data)
-        self._count(bytes_in=len(data))
+        self._service.count(self._caller, bytes_in=len(data))
 
     def sessions(self) -> list[str]:
         self._may("reader")
         found = sorted(self._service.sessions.of(self._caller), key=lambda session: session.last_used, reverse=True)
         return [session.id for session in found]
-
-    def _count(self, *, bytes_in: int = 0, bytes_out: int = 0) -> None:
-        with contextlib.suppress(Unavailable):  # on a full disk they are not counted
-            self._service.store.add_usage(self._caller.tenant, bytes_in=bytes_in, bytes_out=bytes_out)
 
     def _may(self, role: Role) -> None:
         """Raises Forbidden."""
