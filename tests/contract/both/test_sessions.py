@@ -1,7 +1,10 @@
 """The interface itself: sessions, files, policy, many at once, cancelling."""
 
 import asyncio
+import hashlib
 import inspect
+import io
+import random
 import threading
 import time
 
@@ -232,3 +235,72 @@ def test_an_engine_that_was_closed_says_so():
     ot.close()
     with pytest.raises(onetrip.PlatformError, match="closed"):
         ot.run("1")
+
+
+# ---------------------------------------------------------------------------------------------------- files of the caller, attaching
+
+
+@pytest.mark.spec("API-07")
+def test_files_of_the_caller_go_in_and_out_in_pieces(session, value, tmp_path):
+    given = random.Random(7).randbytes(5_000_000)
+    (tmp_path / "given").write_bytes(given)
+    session.files.upload("d/by_name", tmp_path / "given")
+    session.files.upload("by_file", io.BytesIO(given))
+    look = "import hashlib; [hashlib.sha256(open(n, 'rb').read()).hexdigest() for n in ('d/by_name', 'by_file')]"
+    assert value(look) == [hashlib.sha256(given).hexdigest()] * 2
+    assert session.run("1").files == ()  # what the caller put there is no change by a cell
+    session.files.download("d/by_name", tmp_path / "back")
+    back = io.BytesIO()
+    session.files.download("by_file", back)
+    assert (tmp_path / "back").read_bytes() == back.getvalue() == given
+    session.files.upload("empty", io.BytesIO())
+    session.files.download("empty", tmp_path / "back")
+    assert (tmp_path / "back").read_bytes() == b""
+
+
+@pytest.mark.spec("API-07")
+def test_what_cannot_go_in_or_out_leaves_things_as_they_were(ot, tmp_path):
+    (tmp_path / "kept").write_bytes(b"kept")
+    with ot.session(limits={"disk_mb": 2}) as session:
+        session.files.write("a", b"kept")
+        with pytest.raises(onetrip.WorkspaceFull):
+            session.files.upload("a", io.BytesIO(bytes(3 << 20)))
+        assert session.files.read("a") == b"kept"
+        assert [file.path for file in session.files.list()] == ["a"]
+        assert session.run("import os; os.mkfifo('fifo'); os.symlink('/etc/passwd', 'link')").ok
+        for path, error in (
+            ("../a", onetrip.BadRequest),
+            ("link", onetrip.BadRequest),
+            ("fifo", onetrip.BadRequest),
+            ("b", onetrip.NotFound),
+        ):
+            with pytest.raises(error):
+                session.files.download(path, tmp_path / "kept")
+        with pytest.raises(onetrip.BadRequest, match=r"^source: "):
+            session.files.upload("a", tmp_path / "missing")
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("kept", b"kept")]
+
+
+@pytest.mark.spec("API-08")
+def test_a_session_is_found_again_by_its_id(ot):
+    with ot.session() as session:
+        session.run("x = 1")
+        again = ot.attach(session.id)
+        assert again.run("x").value == 1
+        assert again.id == session.id
+    for _ in range(2):
+        again.close()
+    with pytest.raises((onetrip.NotFound, onetrip.SessionGone)):
+        ot.attach(session.id)
+    for made_up in ("ses_no", "", "../x", "é\n"):
+        with pytest.raises(onetrip.NotFound):
+            ot.attach(made_up)
+
+
+@pytest.mark.spec("API-08")
+def test_what_an_interface_can_isolate_is_known(ot):
+    support = ot.support()
+    assert (support.tier, support.level) == ("jail", ot.run("1").isolation.level)
+    ot.start()
+    with pytest.raises(onetrip.UnknownEnvironment):
+        ot.start("there-is-none")
