@@ -15,7 +15,11 @@ from pydantic import AnyUrl
 @asynccontextmanager
 async def connected():
     if len(sys.argv) == 3:
-        async with streamablehttp_client(f"{sys.argv[1]}/mcp", headers={"Authorization": f"Bearer {sys.argv[2]}"}) as (read, write, _):
+        async with streamablehttp_client(f"{sys.argv[1]}/mcp", headers={"Authorization": f"Bearer {sys.argv[2]}"}) as (
+            read,
+            write,
+            _,
+        ):
             yield read, write
     else:
         async with stdio_client(StdioServerParameters(command=sys.argv[1], args=["-m", "onetrip", "mcp"])) as (read, write):

@@ -107,7 +107,10 @@ def alive(pid):
 def python_with(folder, *requirements):
     """The interpreter of a virtual environment that has these packages; the test is skipped if they cannot be had."""
     python = folder / "venv" / "bin" / "python"
-    for arguments in (["venv", "--python", sys.executable, folder / "venv"], ["pip", "install", "--python", python, *requirements]):
+    for arguments in (
+        ["venv", "--python", sys.executable, folder / "venv"],
+        ["pip", "install", "--python", python, *requirements],
+    ):
         done = subprocess.run([uv.find_uv_bin(), *arguments], capture_output=True, text=True, timeout=300, check=False)
         if done.returncode:
             pytest.skip(f"not tested: the MCP client 1.x; {requirements} cannot be fetched here: {done.stderr[-300:]}")
