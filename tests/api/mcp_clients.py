@@ -85,6 +85,14 @@ async def over_stdio(server, mode="auto", token=None):
         yield client
 
 
+@asynccontextmanager
+async def over_stdio_to_server(server, mode="auto", token=None):
+    arguments = ["-m", "onetrip", "mcp", "--url", server.url]
+    parameters = StdioServerParameters(command=sys.executable, args=arguments, env={"ONETRIP_TOKEN": token or server.token})
+    async with Client(parameters, mode=mode) as client:
+        yield client
+
+
 def descendants(root):
     """Every process below one, as /proc has it now."""
     parents = {}

@@ -12,13 +12,24 @@ import httpx
 import httpx2
 import pytest
 from mcp import MCPError
-from mcp_clients import TEST_S, alive, descendants, new_key, over_http, over_stdio, python_with, serving, within
+from mcp_clients import (
+    TEST_S,
+    alive,
+    descendants,
+    new_key,
+    over_http,
+    over_stdio,
+    over_stdio_to_server,
+    python_with,
+    serving,
+    within,
+)
 
 ERAS = ("auto", "legacy")
-WAYS = [(over_http, mode) for mode in ERAS] + [(over_stdio, mode) for mode in ERAS]
+WAYS = [(over_http, mode) for mode in ERAS] + [(over_stdio, mode) for mode in ERAS] + [(over_stdio_to_server, "auto")]
 everywhere = pytest.mark.parametrize(("connect", "mode"), WAYS, ids=lambda part: getattr(part, "__name__", part))
 each_transport = pytest.mark.parametrize(
-    ("connect", "mode"), [WAYS[0], WAYS[3]], ids=lambda part: getattr(part, "__name__", part)
+    ("connect", "mode"), [WAYS[0], WAYS[3], WAYS[4]], ids=lambda part: getattr(part, "__name__", part)
 )  # for what neither the era nor the way it came makes any difference to
 
 
@@ -533,6 +544,23 @@ def test_onetrip_mcp_ends_with_its_client_and_leaves_nothing(how):
     assert not any(map(alive, family))
     for stream in (process.stdin, process.stdout, process.stderr):
         stream.close()
+
+
+@pytest.mark.slow
+@pytest.mark.spec("MCP-10")
+def test_onetrip_mcp_on_a_server_closes_its_sessions_and_says_what_is_wrong_with_the_key(shared_server):
+    async def main():
+        token = new_key(shared_server, "desktop")
+        async with httpx.AsyncClient(base_url=shared_server.url, headers={"Authorization": f"Bearer {token}"}) as native:
+            async with over_stdio_to_server(shared_server, token=token) as client:
+                await given(client, "create_session")
+                await given(client, "execute_python", code="1")
+                assert len((await native.get("/v1/sessions")).json()["sessions"]) == 2
+            assert (await native.get("/v1/sessions")).json()["sessions"] == []
+        async with over_stdio_to_server(shared_server, token="wrong") as client:
+            assert (await refused(client, "execute_python", code="1"))["code"] == "unauthorized"
+
+    within(main())
 
 
 @pytest.mark.slow

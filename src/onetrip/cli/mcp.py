@@ -7,13 +7,16 @@ import click
 
 from onetrip.embedded import alocal
 from onetrip.errors import Unavailable
+from onetrip.remote import aconnect
 
 
 @click.command("mcp")
-def command() -> None:
-    """Serve MCP on stdin and stdout until stdin ends. For the URL of a server, see /mcp of `onetrip serve`.
+@click.option("--url", help="Run programs on this server instead of this machine.", metavar="URL")
+@click.option("--token", help="The key for it.  [default: that of ONETRIP_TOKEN]", metavar="KEY")
+def command(url: str | None, token: str | None) -> None:
+    """Serve MCP on stdin and stdout until stdin ends. A client that speaks HTTP needs none of this: see /mcp of `onetrip serve`.
 
-    Its sessions live as long as this process, in sandboxes of this machine. Words for people go to stderr.
+    Its sessions live as long as this process, in sandboxes of this machine or, with --url, of a server. Words for people go to stderr.
     """
     try:
         from onetrip.mcp_server.stdio import serve  # noqa: PLC0415 - its packages may be missing
@@ -21,7 +24,7 @@ def command() -> None:
         raise Unavailable(f"the package {err.name!r} is missing", hint="`pip install 'onetrip[serve]'`.") from err
 
     async def main() -> None:
-        async with alocal() as ot:
+        async with alocal() if url is None and token is None else aconnect(url, token) as ot:
             await serve(ot, sys.stdin.fileno())
 
     asyncio.run(main())

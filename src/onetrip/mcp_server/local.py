@@ -1,4 +1,4 @@
-"""The backend over an engine in this process, for one caller: whoever started us on stdio."""
+"""The backend over the Python interface, embedded or connected, for one caller: whoever started us on stdio."""
 
 import asyncio
 import contextlib
@@ -40,7 +40,7 @@ class LocalBackend:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def open(self, asked: CreateSession, *, by_itself: bool) -> str:
-        del by_itself  # there is no clock here: the one that was unused for longest makes room
+        del by_itself  # the one that was unused for longest makes room, and all end with this process
         given = LimitsRequest(wall_s=asked.wall_s, cpu_s=asked.cpu_s, memory_mb=asked.memory_mb, disk_mb=asked.disk_mb)
         with whole():
             await self._make_room(1)
@@ -108,7 +108,8 @@ class LocalBackend:
         if len(self._ended) >= MAX_REMEMBERED:
             del self._ended[next(iter(self._ended))]
         self._ended[session_id] = reason
-        await held.session.aclose()
+        with contextlib.suppress(OnetripError):  # such as one that is gone already, with its server perhaps
+            await held.session.aclose()
 
     async def undo(self, session_id: str, cells: int) -> Rewound:
         held = self._get(session_id)
