@@ -128,7 +128,7 @@ def test_help_needs_neither_the_engine_nor_an_environment():
     program = "import sys; sys.argv[1:] = ['--help']\ntry:\n    from onetrip.cli import main; main()\nfinally:\n    print(sorted(set(sys.modules) & {'asyncio', 'onetrip.embedded', 'rich', 'prompt_toolkit'}))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
-    for command in ("run", "shell", "doctor", "env", "demo", "bench"):
+    for command in ("run", "shell", "serve", "mcp", "keys", "usage", "doctor", "env", "demo", "bench"):
         assert f"\n  {command} " in done.stdout
 
 
@@ -143,6 +143,8 @@ def test_a_mistake_in_the_command_is_status_2(arguments):
 def test_the_public_names_are_these_and_importing_them_is_lazy():
     assert onetrip.__all__ == [
         "BadRequest",
+        "Conflict",
+        "Forbidden",
         "IsolationUnavailable",
         "Limits",
         "ModulePolicy",
@@ -151,13 +153,20 @@ def test_the_public_names_are_these_and_importing_them_is_lazy():
         "Overloaded",
         "PlatformError",
         "Policy",
+        "PreconditionFailed",
+        "QuotaExceeded",
+        "RangeUnsatisfiable",
         "Result",
         "SandboxFailed",
         "SessionGone",
+        "TooLarge",
+        "Unauthorized",
         "Unavailable",
         "UnknownEnvironment",
         "WorkspaceFull",
+        "aconnect",
         "alocal",
+        "connect",
         "local",
     ]
     assert all(getattr(onetrip, name).__name__ == name for name in onetrip.__all__)
