@@ -10,7 +10,7 @@ from typing import Any, BinaryIO, Literal, Self, TypeVar, cast, overload
 import msgspec
 
 from onetrip import checks
-from onetrip.errors import BadRequest, OnetripError, PlatformError
+from onetrip.errors import BadRequest, OnetripError, PlatformError, Unavailable
 from onetrip.model import Cell, Done, Event, FileInfo, Level, Limits, Policy, Result, Rewound, SessionSpec, Support
 from onetrip.seam import Engine, Files
 
@@ -142,9 +142,10 @@ class AsyncSession:
     async def __aexit__(self, kind: type[BaseException] | None, *_exc: object) -> None:
         try:
             await self.aclose()
-        except OnetripError:  # such as a server that is gone
-            if kind is None:
-                raise  # else the first error is the one to be seen
+        except OnetripError as err:
+            # A server that is away ends the session when it was idle for long; and of two errors the first is the one to be seen.
+            if kind is None and not isinstance(err, Unavailable):
+                raise
 
     async def run(self, code: str, *, inputs: Mapping[str, Any] | None = None, timeout_s: float | None = None) -> Result:
         """Run one cell; variables of earlier cells are there. Raises SessionGone when an earlier cell took the session with it."""

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any, BinaryIO, Self, TypeVar, overload
 
 from onetrip.asynchronous import AsyncFiles, AsyncLocal, AsyncSession, PathLike
-from onetrip.errors import OnetripError, PlatformError
+from onetrip.errors import OnetripError, PlatformError, Unavailable
 from onetrip.model import Event, FileInfo, Level, Result, Rewound, Support
 
 T = TypeVar("T")
@@ -128,9 +128,10 @@ class Session:
     def __exit__(self, kind: type[BaseException] | None, *_exc: object) -> None:
         try:
             self.close()
-        except OnetripError:  # such as a server that is gone
-            if kind is None:
-                raise  # else the first error is the one to be seen
+        except OnetripError as err:
+            # A server that is away ends the session when it was idle for long; and of two errors the first is the one to be seen.
+            if kind is None and not isinstance(err, Unavailable):
+                raise
 
     def run(self, code: str, *, inputs: Mapping[str, Any] | None = None, timeout_s: float | None = None) -> Result:
         result: Result = self._call(lambda: self._async.run(code, inputs=inputs, timeout_s=timeout_s))

@@ -192,6 +192,12 @@ def test_a_server_that_stays_away_is_said_and_closing_says_no_more_than_that(ser
         for ask in (lambda: ot.run("1"), ot.support, ot.session):
             with pytest.raises(Unavailable, match="cannot be reached"):
                 ask()
+        server.start()
+        with ot.session() as session:  # nothing is raised at its end
+            assert session.run("1").ok
+            server.stop()
+        with pytest.raises(Unavailable):
+            session.close()
 
 
 @pytest.mark.spec("CLT-10")

@@ -20,7 +20,7 @@ from onetrip.seam import Contents
 SILENCE_S: Final = 45.0  # without a word, three of the server's pings; then we look whether it is still there
 HEALTH_S: Final = 10.0
 TURN_S: Final = 4 * 3600.0  # for undo and fork, which wait for the cells before them
-CLEAN_UP_S: Final = 5.0  # for an interrupt that nobody waits for otherwise
+CLEAN_UP_S: Final = 5.0  # for what is asked at an end: a session without its client expires, a run has its limits
 ABANDON_S: Final = 60.0  # for what was cancelled before the server said its id
 LAST_BYTES_S: Final = 1.0  # between a result and the end of its answer
 
@@ -86,7 +86,7 @@ class RemoteEngine:
 
     async def close(self, session_id: str) -> None:
         with contextlib.suppress(NotFound, SessionGone):
-            await self._link.ask(core.session(session_id, "DELETE"))
+            await self._link.ask(core.session(session_id, "DELETE"), retry_s=CLEAN_UP_S)
 
     # ------------------------------------------------------------------ runs
 

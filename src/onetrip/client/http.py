@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import math
 import ssl
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
@@ -59,10 +60,16 @@ class Link:
         )
 
     async def ask(
-        self, ask: core.Ask, *, answer_s: float = ANSWER_S, content: Body | None = None, is_repeatable: bool = True
+        self,
+        ask: core.Ask,
+        *,
+        answer_s: float = ANSWER_S,
+        retry_s: float = math.inf,
+        content: Body | None = None,
+        is_repeatable: bool = True,
     ) -> bytes:
         """The body of the answer. Raises what the server says, or Unavailable. A repeated DELETE that finds nothing has succeeded."""
-        retries, began = Retries(self._options.retry_s), time.monotonic()
+        retries, began = Retries(min(retry_s, self._options.retry_s)), time.monotonic()
         while True:
             try:
                 async with self.begin(ask, answer_s=answer_s, content=content) as response:
