@@ -247,7 +247,7 @@ class Worker:
         self._closed = True
         if self.timeline is not None:
             await self.timeline.aclose()
-        self._outputs.pause()
+        self._outputs.close()
         await self.sandbox.aclose()
         if self._exit is None:  # a sandbox that was given back is no longer told about
             self._on_exit(Exit(signal=signal.SIGKILL))
