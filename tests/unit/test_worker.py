@@ -201,7 +201,7 @@ def test_the_guest_is_told_limits_and_policy_once(play):
     async def test(one, sandbox):
         one.greet(Limits(memory_mb=64), Policy(modules=ModulePolicy(allow=("json",), deny=("os",))))
         hello = await sandbox.receive()
-        assert hello == wire.Hello({"modules": {"allow": ["json"], "deny": ["os"]}, "threads": 1})
+        assert hello == wire.Hello({"modules": {"allow": ["json"], "deny": ["os"]}, "threads": 1, "at_home": False})
         assert sandbox.applied == Limits(memory_mb=64)
 
     play(test, greet=False)
