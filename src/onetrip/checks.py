@@ -84,12 +84,20 @@ def check_cells(cells: object) -> None:
 
 
 MAX_BRANCHES: Final = 1000
+MAX_SIBLINGS: Final = 64
 MAX_THREADS: Final = 64
 
 
 def check_threads(threads: object) -> None:
     """How many threads OpenMP and BLAS may use, and so how many CPUs."""
     _check_range("threads", threads, Range(1, MAX_THREADS, "threads", "less than one, or more than a machine has"))
+
+
+def check_siblings(siblings: object, *, checkpoints: int, threads: int) -> None:
+    """How many interpreters may work beside a session's own. They come from its first checkpoint."""
+    allowed = Range(0, MAX_SIBLINGS, "interpreters", "less than none, or more than one room should hold")
+    if _check_range("siblings", siblings, allowed) and (not checkpoints or threads > 1):
+        raise BadRequest("siblings: a session without checkpoints, or with several threads, can have none.", field="siblings")
 
 
 def check_count(count: object) -> None:

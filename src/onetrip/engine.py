@@ -9,18 +9,18 @@ import resource
 import secrets
 import time
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from onetrip import checks, environments, preload
-from onetrip.errors import BadRequest, NotFound, SandboxFailed, SessionGone
+from onetrip import checks, environments, preload, sessions
+from onetrip.errors import NotFound, SandboxFailed, SessionGone
 from onetrip.files import Workspace
 from onetrip.localfiles import LocalFiles
 from onetrip.model import Cell, Done, Event, Level, Rewound, SessionSpec, Support
 from onetrip.pool import Pool
 from onetrip.removal import RunFolder
 from onetrip.seam import Contents
+from onetrip.sessions import Session
 from onetrip.shelf import Shelf
 from onetrip.tiers.jail import JailTier, reachable_level
 from onetrip.tiers.jail_probe import has_house, has_landlock, probe
@@ -28,20 +28,8 @@ from onetrip.timeline import Timeline
 from onetrip.worker import Worker
 
 BRANCHES_AT_ONCE: Final = 4  # the fork is one process's work, the rest is not
-_NO_BRANCH: Final = (
-    "The session goes on, and no branch was made. Without control groups (`onetrip doctor`) a session and its branches share one limit of "
-    "`processes`, of which each takes two: open the session with a higher one."
-)
 MAX_COPIES_MB: Final = 256  # of one session's files, for all its checkpoints
 ENVIRONMENT_FRESH_S: Final = 2.0  # how long we believe what we read of an environment: reading costs more than a run
-
-
-@dataclass(slots=True)
-class _Session:
-    spec: SessionSpec
-    worker: Worker
-    turn: asyncio.Lock = field(default_factory=asyncio.Lock)  # one cell at a time; callers queue in order
-    gone: str | None = None
 
 
 class LocalEngine:
@@ -60,7 +48,7 @@ class LocalEngine:
         self._warm, self._max_live = warm, max_live
         self._cgroup_parent, self._lease_s, self._run_dir = cgroup_parent, lease_s, run_dir
         self._tiers: dict[Level, tuple[JailTier, Pool]] = {}
-        self._sessions: dict[str, _Session] = {}
+        self._sessions: dict[str, Session] = {}
         self._runs: dict[str, Worker] = {}  # those that run now
         self._environments: dict[str, tuple[float, tuple[environments.Node, ...]]] = {}
         self._support: Support | None = None
@@ -115,10 +103,12 @@ class LocalEngine:
         worker = await self._worker(pool, spec, node, files, is_session=True)
         if spec.checkpoints and spec.threads == 1:
             worker.remember(self._timeline(worker, spec))
+            if spec.siblings:
+                await sessions.keep_pristine(pool, worker)
         elif spec.checkpoints:
             worker.note = f"no checkpoint: the session asked for {spec.threads} threads, which do not survive a fork"
         session_id = session_id or new_session_id()
-        self._sessions[session_id] = _Session(spec, worker)
+        self._sessions[session_id] = Session(spec, worker)
         return session_id
 
     async def attach(self, session_id: str) -> str:
@@ -137,6 +127,23 @@ class LocalEngine:
             depth=spec.checkpoints,
             memory_bytes=spec.limits.memory_mb << 20,
         )
+
+    async def sibling(self, session_id: str, *, sibling_id: str | None = None) -> str:
+        """One more interpreter of a session (see `sessions`), which ends with it at the latest; its id is the caller's if given.
+
+        Raises BadRequest, Unavailable, Overloaded, SessionGone, SandboxFailed.
+        """
+        session = self._session(session_id)
+        origin = session.origin or session
+        _, pool = await self._backend(origin.spec.isolation_floor)
+        sibling_id = sibling_id or new_session_id()
+        self._sessions[sibling_id] = await sessions.add_sibling(origin, pool)
+        origin.siblings.add(sibling_id)
+        return sibling_id
+
+    def siblings(self, session_id: str) -> list[str]:
+        """Those of a session that were not closed. Raises NotFound."""
+        return list(self._session(session_id).siblings)
 
     async def undo(self, session_id: str, cells: int = 1) -> Rewound:
         """Go back so many cells, memory and files. Raises BadRequest, SessionGone; SandboxFailed, and the session is gone."""
@@ -159,7 +166,7 @@ class LocalEngine:
 
         async def make(branch_id: str) -> None:
             async with some:
-                await self._branch(session, pool, branch_id)
+                self._sessions[branch_id] = await sessions.add_branch(session, pool, self._timeline)
                 made.append(branch_id)
 
         async with self._turn(session):
@@ -172,31 +179,6 @@ class LocalEngine:
                     await self.close(branch)
                 raise
         return made
-
-    async def _branch(self, session: _Session, pool: Pool, branch_id: str) -> None:
-        spec, origin = session.spec, session.worker
-        timeline = origin.timeline
-        if timeline is None:
-            raise BadRequest(
-                "this session keeps no checkpoints, so it cannot branch", hint="Open one with `checkpoints` above 0."
-            )
-        point = timeline.share()
-        try:
-            worker, donation = await pool.branch(origin, spec.limits, asleep=_asleep(spec))
-        except BaseException:
-            point.let_go()
-            raise
-        own = self._timeline(worker, spec)
-        own.donation = donation
-        own.past.append(point)
-        try:
-            await worker.branch(origin, own)
-        except BaseException as err:
-            await pool.discard(worker)
-            if isinstance(err, SandboxFailed):
-                raise SandboxFailed(f"the branch could not begin: {err}", hint=_NO_BRANCH) from err
-            raise
-        self._sessions[branch_id] = _Session(spec, worker)
 
     async def _rewind(self, session_id: str, cells: int, *, forward: bool) -> Rewound:
         checks.check_cells(cells)
@@ -226,14 +208,14 @@ class LocalEngine:
                 cell, session.spec.limits, run_id, session_id=session_id, queue_ms=queue_ms, start_ms=0.0,
                 undo_errors=session.spec.on_error == "rollback",
             )  # fmt: skip
-            async with self._running(run_id, session.worker), contextlib.aclosing(events):
+            async with self._running(run_id, session.worker, session), contextlib.aclosing(events):
                 async for event in events:
                     if isinstance(event, Done) and not event.result.session.survived:
                         await self._lose(session, event.result.session.note or "its process ended")
                     yield event
 
     @contextlib.asynccontextmanager
-    async def _turn(self, session: _Session) -> AsyncGenerator[None]:
+    async def _turn(self, session: Session) -> AsyncGenerator[None]:
         """Wait for the cells before to end. Raises SessionGone."""
         async with session.turn:
             await session.worker.kept()
@@ -267,10 +249,11 @@ class LocalEngine:
             pool.discard_soon(worker)
 
     @contextlib.asynccontextmanager
-    async def _running(self, run_id: str, worker: Worker) -> AsyncGenerator[None]:
+    async def _running(self, run_id: str, worker: Worker, session: Session | None = None) -> AsyncGenerator[None]:
         self._runs[run_id] = worker
         try:
-            yield
+            with sessions.at_work(session):
+                yield
         finally:
             self._runs.pop(run_id, None)
 
@@ -304,9 +287,10 @@ class LocalEngine:
     async def close(self, session_id: str) -> None:
         """End a session and everything in it; waits until nothing is left. Closing twice does no harm."""
         session = self._sessions.pop(session_id, None)
-        if session is not None and session.gone is None:
-            session.gone = "closed"
-            await self._tiers_pool(session).discard(session.worker)
+        if session is not None:
+            if session.origin is not None:
+                session.origin.siblings.discard(session_id)
+            await self._lose(session, "closed")
 
     async def aclose(self) -> None:
         for session_id in list(self._sessions):
@@ -325,6 +309,7 @@ class LocalEngine:
         """The nodes of the environment that the spec names. Raises BadRequest, UnknownEnvironment."""
         checks.check_limits(spec.limits)
         checks.check_environment_name(spec.environment)
+        checks.check_siblings(spec.siblings, checkpoints=spec.checkpoints, threads=spec.threads)
         now = time.monotonic()
         found = self._environments.get(spec.environment)
         if found is None or found[0] < now:
@@ -339,21 +324,29 @@ class LocalEngine:
                 for path, data in files.items():
                     worker.workspace.write(path, data)
                 worker.note_files()
-            worker.greet(spec.limits, spec.policy, asleep=_asleep(spec) if is_session else 0, threads=spec.threads)
+            at_home = is_session and spec.siblings > 0
+            if at_home:
+                await pool.open_to_siblings(worker)
+            asleep = sessions.asleep(spec) if is_session else 0
+            worker.greet(spec.limits, spec.policy, asleep=asleep, threads=spec.threads, at_home=at_home)
         except BaseException:
             await pool.discard(worker)
             raise
         return worker
 
-    async def _lose(self, session: _Session, why: str) -> None:
+    async def _lose(self, session: Session, why: str) -> None:
+        if session.gone is not None:
+            return  # by another way, at the same time
         session.gone = why
+        for name in list(session.siblings):
+            await self.close(name)
         await self._tiers_pool(session).discard(session.worker)
 
-    def _tiers_pool(self, session: _Session) -> Pool:
+    def _tiers_pool(self, session: Session) -> Pool:
         assert self._support is not None  # a session exists, so the host was probed
         return self._tiers[reachable_level(self._support, session.spec.isolation_floor)][1]
 
-    def _session(self, session_id: str) -> _Session:
+    def _session(self, session_id: str) -> Session:
         session = self._sessions.get(session_id)
         if session is None:
             raise NotFound(f"there is no session {session_id[:60]!r}")
@@ -370,11 +363,6 @@ def _check_cell(cell: Cell) -> None:
     checks.check_source(cell.code)
     checks.check_inputs(cell.inputs)
     checks.check_timeout(cell.timeout_s)
-
-
-def _asleep(spec: SessionSpec) -> int:
-    """How many checkpoints there may be at once: those that can be undone, the present, and the one that is being made."""
-    return spec.checkpoints + 2 if spec.checkpoints else 0
 
 
 def new_run_id() -> str:

@@ -48,6 +48,7 @@ class SessionSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     isolation_floor: Level = "strict"
     checkpoints: int = 8  # how many cells can be undone; 0: none, and a cell that is killed ends the session
     on_error: Literal["keep", "rollback"] = "keep"  # what becomes of the state when a cell raises
+    siblings: int = 0  # how many more interpreters may work beside it, on its files; then its home folder is its workspace
     threads: int = 1  # of OpenMP and BLAS; more than one means no checkpoints, as such threads do not survive a fork
 
 

@@ -90,7 +90,8 @@ def display_size(message: wire.Display) -> int:
 def read_display(message: wire.Display) -> DisplayData:
     data: dict[str, str] = {}
     for mime, part in zip(message.mimes, message.parts, strict=True):
-        data[mime] = part.decode("utf-8", "replace") if mime.startswith(_TEXT_MIMES) else base64.b64encode(part).decode("ascii")
+        is_text = mime.startswith(_TEXT_MIMES) or mime.endswith("+json")
+        data[mime] = part.decode("utf-8", "replace") if is_text else base64.b64encode(part).decode("ascii")
     return DisplayData(data, message.is_result)
 
 

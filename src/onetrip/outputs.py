@@ -105,6 +105,12 @@ class Outputs:
                 self._loop.remove_reader(pipe.fd)
                 pipe.listening = False
 
+    def close(self) -> None:
+        """The descriptors are about to be closed; their numbers may be another sandbox's a moment later, so they are not read again."""
+        self.pause()
+        for pipe in self._pipes:
+            pipe.at_end = True
+
     def count(self, size: int) -> bool:
         """Count bytes that came another way (displays). False when they are over the limit and to be dropped."""
         self.bytes += size
@@ -124,6 +130,8 @@ class Outputs:
         """Throw away what is in the pipes: who wrote it is gone, and its run is over."""
         for pipe in self._pipes:
             with contextlib.suppress(BlockingIOError):
+                if pipe.at_end:
+                    continue
                 for _ in range(DRAIN_BYTES // READ_BYTES):
                     if not os.read(pipe.fd, READ_BYTES):
                         break

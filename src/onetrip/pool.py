@@ -74,6 +74,19 @@ class Pool:
         self.live += 1
         return Worker(sandbox), donation
 
+    def sibling(self, origin: Worker, limits: Limits, *, spawner: int) -> tuple[Worker, Donation]:
+        """A worker for one more interpreter in another one's sandbox; the caller owns both. Raises Overloaded."""
+        if self.live >= self._max_live:
+            raise Overloaded(f"{self.live} sandboxes are live, which is the limit")
+        spec = LaunchSpec(id=secrets.token_hex(8), environment="", node=origin.sandbox.node, limits=limits)
+        sandbox, donation = self._tier.sibling(origin.sandbox, spec, spawner=spawner)
+        self.live += 1
+        return Worker(sandbox), donation
+
+    async def open_to_siblings(self, worker: Worker) -> None:
+        """See `Tier.open_to_siblings`."""
+        await self._tier.open_to_siblings(worker.sandbox)
+
     @property
     def idle(self) -> int:
         """Sandboxes that are ready and wait for a program."""

@@ -22,6 +22,7 @@ from starlette.types import ASGIApp
 from onetrip import store
 from onetrip.api.app import create_app, guarded
 from onetrip.api.guard import is_loopback
+from onetrip.compat import e2b
 from onetrip.errors import BadRequest, Unavailable
 from onetrip.http_protocol import protocol
 from onetrip.mcp_server import http as mcp
@@ -67,7 +68,10 @@ async def serve(
         try:
             async with contextlib.AsyncExitStack() as beside:
                 await service.start()
-                mounts = [await beside.enter_async_context(mcp.mounted(service, telemetry))]
+                mounts = [
+                    await beside.enter_async_context(mcp.mounted(service, telemetry)),
+                    await beside.enter_async_context(e2b.mounted(service)),
+                ]
                 app = create_app(service, telemetry, mounts=mounts)
                 server = _Server(TelemetryMiddleware(guarded(app, service), telemetry), settings)
                 serving = asyncio.create_task(server.serve(sockets=[listener]))

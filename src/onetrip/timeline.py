@@ -54,7 +54,7 @@ class Link(Protocol):
         ...
 
 
-class _CheckpointFailed(SandboxFailed):
+class CheckpointFailed(SandboxFailed):
     """Nothing can go on from this checkpoint; perhaps from another one."""
 
 
@@ -83,6 +83,21 @@ class Sleeper:
                 asyncio.get_running_loop().remove_reader(self.command.fileno())
             self.command.close()  # at its end the checkpoint ends
             self.sandbox.release(self.pid)
+
+
+async def spawn(sleeper: Sleeper, link: Link, donation: Donation | None) -> wire.Live:
+    """Have a checkpoint fork a process that goes on from it: in its own place, or as a branch or sibling. Raises CheckpointFailed."""
+    workspace = "" if donation is None else donation.workspace
+    try:
+        for packet in wire.packets(wire.Spawn(donation is not None, workspace)):
+            socket.send_fds(sleeper.command, [packet], () if donation is None else donation.fds)
+        return await link.wait_live(sleeper.gone())
+    except (BrokenPipeError, ConnectionResetError) as err:
+        raise CheckpointFailed("the checkpoint is gone") from err
+    except OSError as err:
+        raise CheckpointFailed(f"the checkpoint cannot be told to go on: {err.strerror or err}") from err
+    except SandboxFailed as err:
+        raise CheckpointFailed(str(err)) from err
 
 
 @dataclass(eq=False, slots=True)
@@ -123,7 +138,10 @@ class Timeline:
     future: list[Point] = field(default_factory=list[Point])
     cells: int = 0
     note: str | None = None  # why the present is not kept
-    files_changed: bool = False  # by the caller, since the present was kept
+    files_changed: bool = False  # by the caller or a sibling, since the present was kept
+    pristine: Sleeper | None = None  # where siblings come from; it stays as long as the session
+    at_work: int = 0  # siblings that run a cell
+    siblings_wrote: bool = False  # perhaps, since the present was kept
     _numbers: int = 0
     _keeping: asyncio.Task[None] | None = None
 
@@ -184,12 +202,28 @@ class Timeline:
         except BaseException:
             sleeper.let_go()
             raise
-        while len(self.past) > self.depth + 1:
-            self.past.pop(0).let_go()
+        while len(self.past) > self.depth + 1 + self._fixed:
+            self.past.pop(self._fixed).let_go()
+
+    def keep_pristine(self) -> None:
+        """The only point so far is where siblings begin. It is not given up: there is always something to go back to."""
+        self.pristine = self.past[0].sleeper
+        self.pristine.users += 1
+
+    def share_pristine(self, origin: "Timeline") -> None:
+        """Of a branch: its siblings begin where those of its origin do."""
+        self.pristine = origin.pristine
+        if self.pristine is not None:
+            self.pristine.users += 1
+
+    def sibling_works(self, more: int) -> None:
+        """A sibling begins (1) or ends (-1) a cell: what it writes is not this session's to take back."""
+        self.at_work += more
+        self.siblings_wrote = self.files_changed = True
 
     async def _take(self) -> Shot:
         """The files as they are now."""
-        self.files_changed = False
+        self.files_changed, self.siblings_wrote = False, self.at_work > 0
         last = next((point.shot for point in reversed(self.past) if point.shelf is self.shelf), None)
         mapped = self.sandbox.mapped()
         return await asyncio.to_thread(self.shelf.take, self.sandbox.workspace, owner=self.owner, before=last, always=mapped)
@@ -201,6 +235,11 @@ class Timeline:
             present.shelf.drop(present.shot)
             present.shelf, present.shot = self.shelf, shot
 
+    @property
+    def _fixed(self) -> int:
+        """How many points at the beginning of `past` stay."""
+        return int(self.pristine is not None and bool(self.past) and self.past[0].sleeper is self.pristine)
+
     async def _shortage(self) -> str | None:
         """Drop the oldest checkpoints while memory is short; why there can be none at all."""
         if (why := self.sandbox.checkpoint_obstacle) is not None:
@@ -209,12 +248,12 @@ class Timeline:
             # They could reach the checkpoint, and what it would go back to is not what they go on with.
             return "no checkpoint: other processes of the program are alive"
         while (used := self.sandbox.read_usage(exact=True).memory_bytes) * MEMORY_SHARE > self.memory_bytes:
-            if not self.past:
+            if len(self.past) == self._fixed:
                 return (
                     f"no checkpoint: memory is short ({used / _MIB:.0f} MB are in use, and a checkpoint may need as much again; "
                     f"the limit is {self.memory_bytes / _MIB:.0f} MB)"
                 )
-            self.past.pop(0).let_go()
+            self.past.pop(self._fixed).let_go()
             await self._wait_freed(used)
         return None
 
@@ -243,7 +282,7 @@ class Timeline:
             if point.sleeper.users == 1:  # else it is some branch's past
                 # Made of the state that is not wanted, by a program that may have seen to it that its checkpoint does not sleep.
                 point.sleeper.sandbox.suspend(point.sleeper.pid, on=True)
-        return await self._go_to_latest()
+        return await self._go_to_latest(keep_files=self.at_work > 0)
 
     async def redo(self, cells: int) -> Moved:
         """Take back an `undo`. Raises BadRequest when something new has run since, or there is nothing."""
@@ -257,25 +296,26 @@ class Timeline:
             point = self.future.pop()
             point.sleeper.sandbox.suspend(point.sleeper.pid, on=False)
             self.past.append(point)
-        return await self._go_to_latest()
+        return await self._go_to_latest(keep_files=self.at_work > 0)
 
     async def go_back(self) -> Moved:
         """The live process is gone, or what it did is not wanted: back to the latest point. Raises SandboxFailed; the session is lost."""
         lost = self.cells - self.past[-1].cells
-        moved = await self._go_to_latest()
+        # Where siblings work on the same files only those are taken back that this cell alone can have written.
+        moved = await self._go_to_latest(keep_files=self.pristine is not None and (self.siblings_wrote or lost > 1))
         if lost > 1:
             more = f"{lost - 1} cells before it are lost, too: they had no checkpoint"
             moved.note = f"{more}; {moved.note}" if moved.note else more
         return moved
 
-    async def _go_to_latest(self) -> Moved:
+    async def _go_to_latest(self, *, keep_files: bool) -> Moved:
         """Go to the latest point in `past`, or, where its checkpoint fails, to the one before: programs can reach none but their own."""
         wanted, why = self.past[-1].cells, ""
         while True:
             try:
-                moved = await self._go_to(self.past[-1])
+                moved = await self._go_to(self.past[-1], keep_files=keep_files)
                 break
-            except _CheckpointFailed as err:
+            except CheckpointFailed as err:
                 if len(self.past) == 1:
                     raise
                 why = str(err)
@@ -285,34 +325,24 @@ class Timeline:
             moved.note = f"{more}; {moved.note}" if moved.note else more
         return moved
 
-    async def _go_to(self, point: Point) -> Moved:
+    async def _go_to(self, point: Point, *, keep_files: bool = False) -> Moved:
         if not await self.sandbox.clear(MOVE_S):
             raise SandboxFailed("a process that the program left behind could not be ended")
         await self.link.start_over()
         # None: a killed process may have stored through a mapping, which leaves no trace in a file's times.
         is_ours = point.shelf is self.shelf
         going_back = functools.partial(self.shelf.restore, always=None) if is_ours else point.shelf.copy_into
-        restored = await asyncio.to_thread(going_back, self.sandbox.workspace, point.shot, owner=self.owner)
-        live = await self._spawn(point)
+        notes: list[str] = []
+        if keep_files:
+            notes.append("files are as they were left: other interpreters of the session work on them")
+            self.files_changed = True
+        else:
+            notes += _words_for(await asyncio.to_thread(going_back, self.sandbox.workspace, point.shot, owner=self.owner))
+        live = await spawn(point.sleeper, self.link, self.donation if point.sleeper.sandbox is not self.sandbox else None)
         self.cells = point.cells
         self.note = None
-        notes = [*_words_for(restored), *([live.note] if live.note else [])]
+        notes += [live.note] if live.note else []
         return Moved(self.cells, "; ".join(notes) or None)
-
-    async def _spawn(self, point: Point) -> wire.Live:
-        sleeper = point.sleeper
-        donation = self.donation if sleeper.sandbox is not self.sandbox else None
-        workspace = "" if donation is None else donation.workspace
-        try:
-            for packet in wire.packets(wire.Spawn(donation is not None, workspace)):
-                socket.send_fds(sleeper.command, [packet], () if donation is None else donation.fds)
-            return await self.link.wait_live(sleeper.gone())
-        except (BrokenPipeError, ConnectionResetError) as err:
-            raise _CheckpointFailed("the checkpoint is gone") from err
-        except OSError as err:
-            raise _CheckpointFailed(f"the checkpoint cannot be told to go on: {err.strerror or err}") from err
-        except SandboxFailed as err:
-            raise _CheckpointFailed(str(err)) from err
 
     # ------------------------------------------------------------------ branches
 
@@ -338,6 +368,8 @@ class Timeline:
         for points in (self.past, self.future):
             while points:
                 points.pop().let_go()
+        if self.pristine is not None:
+            self.pristine.let_go()
         self.shelf.retire()
         if self.donation is not None:
             self.donation.close()

@@ -45,7 +45,7 @@ class Hello:
     """Host → guest, at most once and before the first cell: what this session's program may do, where that is not everything."""
 
     KIND: ClassVar = "hello"
-    session: Mapping[str, Any]  # {"modules": {"allow": [...]|null, "deny": [...]}, "threads": count}
+    session: Mapping[str, Any]  # {"modules": {"allow": [...]|null, "deny": [...]}, "threads": count, "at_home": bool}
     parts: Sequence[bytes] = ()
 
 
@@ -77,6 +77,7 @@ class Spawn:
     """Host → checkpoint, on its own socket: fork a process that goes on from here; `Live` answers on the channel that it has.
 
     `branch`: channel, stdout and stderr of its own and a Landlock ruleset come with the packet; it works in the folder `workspace`.
+    A sibling is told the same, with the folder that it shares.
     """
 
     KIND: ClassVar = "spawn"

@@ -83,17 +83,17 @@ class Worker:
         for prepare in (self._changes.begin, self.sandbox.look, self._outputs.resume):  # while nobody waits
             prepare()
 
-    def greet(self, limits: Limits, policy: Policy, *, asleep: int = 0, threads: int = 1) -> None:
+    def greet(self, limits: Limits, policy: Policy, *, asleep: int = 0, threads: int = 1, at_home: bool = False) -> None:
         """Set the limits, and tell the guest what is unusual about its session, before any user code. Once; raises SandboxFailed.
 
-        `asleep`: how many checkpoints there may be, see `remember`. `threads`: of OpenMP and BLAS.
+        `asleep`: how many checkpoints there may be, see `remember`. `threads`: of OpenMP and BLAS. `at_home`: it works in its home folder.
         """
         modules = policy.modules
         try:
             self.sandbox.apply(limits, asleep=asleep, cpus=threads)
-            if modules.allow is not None or modules.deny or threads > 1:
+            if modules.allow is not None or modules.deny or threads > 1 or at_home:
                 told = {"allow": None if modules.allow is None else list(modules.allow), "deny": list(modules.deny)}
-                for packet in wire.packets(wire.Hello({"modules": told, "threads": threads})):
+                for packet in wire.packets(wire.Hello({"modules": told, "threads": threads, "at_home": at_home})):
                     self.sandbox.channel.send(packet)  # a guest that waits for it, so there is room
         except OSError as err:  # also when it died while it waited in the pool
             raise SandboxFailed(f"the limits could not be set: {err}") from err
@@ -105,15 +105,14 @@ class Worker:
         if self.timeline is not None:
             self.timeline.files_changed = True
 
-    async def branch(self, origin: "Worker", timeline: Timeline) -> Moved:
-        """In place of `start`, `greet` and `remember`: come to life as a branch of another worker's session. Raises SandboxFailed."""
+    async def come_to_life(self, origin: "Worker", spawning: Awaitable[object], timeline: Timeline | None = None) -> None:
+        """In place of `start`, `greet` and `remember`: a branch of another worker's session, or a sibling of it. Raises SandboxFailed."""
         self.timeline, self.held = timeline, origin.held
         self.talk.listen()
         self.sandbox.on_exit(self._on_exit)
-        moved = await timeline.begin()
+        await spawning
         self._greeted = True
         self.note_files()
-        return moved
 
     def remember(self, timeline: Timeline) -> None:
         """Keep checkpoints from now on, the first of them at once. Once, after `greet` and the first files."""
@@ -247,7 +246,7 @@ class Worker:
         self._closed = True
         if self.timeline is not None:
             await self.timeline.aclose()
-        self._outputs.pause()
+        self._outputs.close()
         await self.sandbox.aclose()
         if self._exit is None:  # a sandbox that was given back is no longer told about
             self._on_exit(Exit(signal=signal.SIGKILL))

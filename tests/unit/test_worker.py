@@ -201,7 +201,7 @@ def test_the_guest_is_told_limits_and_policy_once(play):
     async def test(one, sandbox):
         one.greet(Limits(memory_mb=64), Policy(modules=ModulePolicy(allow=("json",), deny=("os",))))
         hello = await sandbox.receive()
-        assert hello == wire.Hello({"modules": {"allow": ["json"], "deny": ["os"]}, "threads": 1})
+        assert hello == wire.Hello({"modules": {"allow": ["json"], "deny": ["os"]}, "threads": 1, "at_home": False})
         assert sandbox.applied == Limits(memory_mb=64)
 
     play(test, greet=False)
@@ -775,3 +775,31 @@ def test_only_the_cells_own_changes_are_listed(play):
         assert result_of(await perform(one, sandbox, quiet)).files == ()
 
     play(test)
+
+
+@pytest.mark.spec("ISO-03")
+def test_a_run_that_ends_while_its_sandbox_is_closed_reads_no_descriptor_that_is_anothers_by_now():
+    async def test() -> None:
+        pipes = [os.pipe(), os.pipe()]
+        heard: list[str] = []
+        streams = outputs.Outputs(pipes[0][0], pipes[1][0], lambda name, text, size: heard.append(text), lambda: None)
+        streams.begin(1 << 20)
+        streams.close()
+        for pair in pipes:
+            for fd in pair:
+                os.close(fd)
+        other = [os.pipe(), os.pipe()]  # takes the same numbers
+        assert {pipes[0][0], pipes[1][0]} & {fd for pair in other for fd in pair}
+        for _, write_end in other:
+            os.write(write_end, b"of another sandbox")
+        streams.drain()
+        streams.discard()
+        streams.resume()
+        await asyncio.sleep(0)
+        assert heard == []
+        assert [os.read(read_end, 100) for read_end, _ in other] == [b"of another sandbox"] * 2
+        for pair in other:
+            for fd in pair:
+                os.close(fd)
+
+    asyncio.run(test())

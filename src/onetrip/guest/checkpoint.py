@@ -23,6 +23,7 @@ from .channel import Channel
 from .own import OWN as __builtins__  # noqa: F401  # see own.py
 
 _WORKSPACE: Final = "/workspace"
+_BRANCHES: Final = "/branches/"
 _UNRESTRICTED: Final = 71  # exit status (sysexits.h, EX_OSERR)
 _CHILD, _DEFAULT = int(SIGCHLD), int(SIG_DFL)
 
@@ -131,7 +132,8 @@ def _rise(session: Session, channel: Channel, message: wire.Spawn, fds: list[int
             exit_process(_UNRESTRICTED)
         close(ruleset)
         chdir(message.workspace)
-        _move_scratch(message.workspace)
+        if message.workspace.startswith(_BRANCHES):  # a sibling has the scratch of its origin
+            _move_scratch(message.workspace)
         reseed.branch(session.seeded())
         missing = openfiles.reopen(files, (_WORKSPACE, message.workspace))
         if missing:

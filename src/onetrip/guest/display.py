@@ -82,7 +82,8 @@ class Displays:
                 except Exception as error:  # noqa: BLE001
                     self.broken_figure = error
                     continue
-                bundle = {"text/plain": _bytes(_safe_text(figure))}
+                more = _encoded(_ask(figure, "_repr_mimebundle_", include=None, exclude=None))
+                bundle = {"text/plain": _bytes(_safe_text(figure)), **more}
                 if image is not None:
                     bundle["image/png"] = image
                 self._send(bundle, False)

@@ -170,6 +170,8 @@ def serve(channel_fd: int, held: tuple[str, ...]) -> NoReturn:
             case wire.Execute() as execute:
                 _execute(execute, guest.runner, channel)
             case wire.Hello(session):
+                if session.get("at_home"):
+                    os.chdir(os.environ["HOME"])
                 if (threads := session.get("threads", 1)) > 1:
                     _use_threads(threads)
                 if policy := ModulePolicy.of(session):

@@ -226,14 +226,26 @@ def inside(init_pidfd: int, own_mounts: int) -> Generator[None, None, None]:
             os._exit(1)
 
 
-def branch(folder: str, *, disk_bytes: int, inodes: int, uid: int) -> tuple[str, int, int]:
+def join() -> int:
+    """In a room's mount namespace: make it ready for several interpreters on one set of files; the Landlock ruleset of those to come.
+
+    It allows what the room's first program may do, but a process under it can signal or look into none outside of it, such as
+    the checkpoints of the others.
+    """
+    with step("make the home folder the workspace"):
+        mounts.join_home()
+    with step("write the siblings' Landlock rules"):
+        return landlock.make(landlock.rules(readonly=["/"], writable=WRITABLE, nodes=DEVICES))
+
+
+def branch(folder: str, *, disk_bytes: int, inodes: int, uid: int, at_home: bool) -> tuple[str, int, int]:
     """In a room's mount namespace: files of its own for one branch. Its workspace's path, a descriptor of it, a Landlock ruleset.
 
     The ruleset leaves a branch what any sandbox has, but for the files of the session that it comes from and of other branches,
     and keeps it from signalling them.
     """
     with step("mount the branch"):
-        workspace = mounts.mount_branch(folder, disk_bytes=disk_bytes, inodes=inodes, uid=uid)
+        workspace = mounts.mount_branch(folder, disk_bytes=disk_bytes, inodes=inodes, uid=uid, at_home=at_home)
     with step("write the branch's Landlock rules"):
         foreign = (mounts.WORKSPACE, "/tmp", os.path.dirname(mounts.HOME), mounts.ABOVE_BRANCHES)
         readonly = [path for name in os.listdir("/") if (path := f"/{name}") not in foreign and os.path.exists(path)]

@@ -27,6 +27,7 @@ NEW_ROOT: Final = "/tmp"  # where the tree is put together: exists everywhere, a
 # (locks on a shared inode would let two sandboxes signal each other), and set-user-ID bits are lost on the way.
 _TOOLS: Final = (
     "sh",
+    "bash",  # what clients with shell commands ask for by name
     "cat",
     "ls",
     "echo",
@@ -73,6 +74,34 @@ _TOOLS: Final = (
     "which",
     "expr",
     "diff",
+    "cmp",
+    "comm",
+    "join",
+    "paste",
+    "split",
+    "nl",
+    "od",
+    "tac",
+    "mktemp",
+    "mkfifo",
+    "ps",
+    "stat",
+    "readlink",
+    "realpath",
+    "nproc",
+    "df",
+    "dd",
+    "whoami",
+    "hostname",
+    "timeout",
+    "nohup",
+    "yes",
+    "base64",
+    "sha1sum",
+    "bzip2",
+    "xz",
+    "zip",
+    "unzip",
 )
 _DEVICES: Final = ("null", "zero", "full", "random", "urandom")
 _USERS: Final = "root:x:0:0:root:/nonexistent:/bin/false\nuser:x:1000:1000:user:/home/user:/bin/sh\n"
@@ -277,11 +306,16 @@ def add_room(steps: calls.CallList, *, disk_bytes: int, inodes: int, uid: calls.
     steps.add(step, "mount", b"proc", b"/proc", b"proc", flags, b"hidepid=2,subset=pid")
 
 
-def mount_branch(folder: str, *, disk_bytes: int, inodes: int, uid: int) -> str:
+def join_home() -> None:
+    """In a room's mount namespace: the home folder is the workspace, under both names. Before the program's first line only."""
+    syscalls.mount(WORKSPACE, HOME, None, syscalls.MS_BIND, None)
+
+
+def mount_branch(folder: str, *, disk_bytes: int, inodes: int, uid: int, at_home: bool) -> str:
     """In a room's mount namespace: a tmpfs at `folder` for one branch, with its workspace, scratch and home. The workspace's path.
 
     `folder` lies in `BRANCHES`, or in the folder "branches" of the branch that it is a branch of: Landlock lets nobody have what
-    those it comes from had given up.
+    those it comes from had given up. `at_home`: as after `join_home`.
     """
     flags = syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC
     if os.path.dirname(folder) == BRANCHES and not os.path.ismount(BRANCHES):
@@ -294,9 +328,11 @@ def mount_branch(folder: str, *, disk_bytes: int, inodes: int, uid: int) -> str:
         os.rmdir(folder)
         raise
     os.mkdir(f"{folder}/branches", 0o711)
-    for part in ("workspace", "scratch", "home"):
+    for part in ("workspace", "scratch", *(() if at_home else ("home",))):
         os.mkdir(f"{folder}/{part}", 0o755)
         os.chown(f"{folder}/{part}", uid, uid)
+    if at_home:
+        os.symlink("workspace", f"{folder}/home")
     return f"{folder}/workspace"
 
 

@@ -22,6 +22,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
 from typing import Any, Final
 
 from . import control, enter, holdings, init, landlock, mounts, node, syscalls
@@ -151,8 +152,10 @@ class Zygote:
                 self._launch(message, fds)
             case "branch":
                 self._branch(message)
+            case "join":
+                self._in_room(message, lambda _room: ("", enter.join()))
             case "unbranch":
-                self._unbranch(message)
+                self._unbranch(message["folder"], self._sandboxes.get(message["of"]))
             case "forget":
                 self._forget(message["id"])
             case "describe":
@@ -295,26 +298,27 @@ class Zygote:
             room.ruleset = -1
 
     def _branch(self, message: dict[str, Any]) -> None:
-        """Files for a branch of a session, in the session's room."""
-        name, sandbox = message["id"], self._sandboxes.get(message["of"])
-        if sandbox is None or sandbox.room is None:
-            self._tell({"event": "failed", "id": name, "step": "find the room", "errno": 0, "detail": "the session is gone"})
-            return
-        try:
-            with enter.inside(sandbox.room.pidfd, self._own_mounts):
-                size, inodes = message["disk_bytes"], message["inodes"]
-                path, workspace, ruleset = enter.branch(message["folder"], disk_bytes=size, inodes=inodes, uid=sandbox.room.uid)
-        except StepFailed as err:
-            self._tell({"event": "failed", "id": name, "step": err.step, "errno": err.errno, "detail": err.detail})
-            return
-        self._tell({"event": "launched", "id": name, "node": path}, [workspace, ruleset])
-        control.close_all([workspace, ruleset])
+        options = {name: message[name] for name in ("folder", "disk_bytes", "inodes", "at_home")}
+        self._in_room(message, lambda room: enter.branch(uid=room.uid, **options))
 
-    def _unbranch(self, message: dict[str, Any]) -> None:
-        sandbox = self._sandboxes.get(message["of"])
+    def _in_room(self, message: dict[str, Any], work: Callable[[Room], tuple[Any, ...]]) -> None:
+        """Do something in a room's mount namespace; the text and the descriptors that it gives are for the host."""
+        name, sandbox = message["id"], self._sandboxes.get(message["of"])
+        try:
+            if sandbox is None or sandbox.room is None:
+                raise StepFailed("find the room", 0, "the session is gone")
+            with enter.inside(sandbox.room.pidfd, self._own_mounts):
+                text, *fds = work(sandbox.room)
+        except StepFailed as err:
+            self._failed(name, err.step, err.errno, err.detail)
+        else:
+            self._tell({"event": "launched", "id": name, "node": text}, fds)
+            control.close_all(fds)
+
+    def _unbranch(self, folder: str, sandbox: Sandbox | None) -> None:
         if sandbox is not None and sandbox.room is not None:
             with contextlib.suppress(StepFailed, OSError), enter.inside(sandbox.room.pidfd, self._own_mounts):
-                mounts.unmount_branch(message["folder"])
+                mounts.unmount_branch(folder)
 
     def _node_changed(self) -> None:
         try:

@@ -178,6 +178,13 @@ class Connection:
                 for branch, meta in branches.items():
                     spec = model.SessionSpec() if held is None else held.spec
                     node.sessions[branch] = messages.HeldSession(branch, meta, spec, None)
+            case messages.Sibling(session_id, sibling_id):
+                await _told(node, session_id, engine.sibling(session_id, sibling_id=sibling_id))
+            case messages.Siblings(session_id):
+                value = engine.siblings(session_id)
+            case messages.Keep(session_id, meta):
+                if (held := node.sessions.get(session_id)) is not None:
+                    node.sessions[session_id] = msgspec.structs.replace(held, meta=meta)
             case messages.Workspace(session_id, note_changes):
                 workspace = engine.workspace(session_id)
                 if note_changes:

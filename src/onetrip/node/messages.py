@@ -86,6 +86,26 @@ class Fork(Message, frozen=True):
     branches: dict[str, dict[str, str]]
 
 
+class Sibling(Message, frozen=True):
+    """Make one more interpreter of a session, under this id. → None"""
+
+    session_id: str
+    sibling_id: str
+
+
+class Keep(Message, frozen=True):
+    """What the server wants to find again with this session in `Described`, in place of what it told before. → None"""
+
+    session_id: str
+    meta: dict[str, str]
+
+
+class Siblings(Message, frozen=True):
+    """→ ids of a session's siblings that live"""
+
+    session_id: str
+
+
 class Close(Message, frozen=True):
     """→ None, also where there is no such session (any more)."""
 
@@ -111,7 +131,10 @@ class Quit(Message, frozen=True):
     """End every sandbox, and the node. → None when nothing is left"""
 
 
-Body = Describe | Start | Open | Run | Follow | Interrupt | Undo | Fork | Close | Workspace | Stats | Support | Quit
+Body = (
+    Describe | Start | Open | Run | Follow | Interrupt | Undo | Fork | Sibling | Siblings | Keep | Close | Workspace | Stats | Support
+    | Quit
+)  # fmt: skip
 
 
 class Call(msgspec.Struct, frozen=True, tag="call", array_like=True):

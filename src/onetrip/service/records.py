@@ -11,6 +11,7 @@ from onetrip.admission import Seat
 from onetrip.errors import OnetripError
 from onetrip.schema import SessionInfo
 
+META: Final = "meta"  # under which name the node keeps it
 MAX_WAITING: Final = 64  # runs that wait for their turn in one session
 
 
@@ -35,11 +36,11 @@ class Meta(msgspec.Struct, frozen=True, omit_defaults=True):
     key: str = ""
 
     def told(self) -> dict[str, str]:
-        return {"meta": msgspec.json.encode(self).decode()}
+        return {META: msgspec.json.encode(self).decode()}
 
     @classmethod
     def read(cls, told: dict[str, str]) -> "Meta":
-        return msgspec.json.decode(told.get("meta", "{}"), type=cls)
+        return msgspec.json.decode(told.get(META, "{}"), type=cls)
 
 
 @dataclass(eq=False, slots=True)

@@ -21,6 +21,7 @@ from onetrip.service.observer import Observer
 from onetrip.service.owned import Owned
 from onetrip.service.runs import Runs
 from onetrip.service.sessions import Sessions
+from onetrip.service.siblings import Siblings
 from onetrip.settings import Role, Settings
 from onetrip.store import Store
 from onetrip.tenants import Caller, Tenants
@@ -45,6 +46,7 @@ class Service:
         self.audit = Audit(store, observer.not_saved)
         self.sessions = Sessions(settings, store, self.admission, self.nodes, observer, self.audit, self._owned, clock)
         self.runs = Runs(settings, store, self.admission, self.nodes, observer, self.audit, self._owned, self.sessions, clock)
+        self.siblings = Siblings(store, self.admission, self.nodes, self._owned, self.sessions)
         self._janitor = Janitor(settings, store, self.sessions, self.runs, clock)
         self._support: Support | None = None
         self.draining = False

@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import Final
 
 import msgspec
@@ -24,7 +24,7 @@ from onetrip.service.audit import Audit
 from onetrip.service.nodes import Nodes
 from onetrip.service.observer import EndKind, Observer
 from onetrip.service.owned import Owned
-from onetrip.service.records import Meta, Session
+from onetrip.service.records import META, Meta, Session
 from onetrip.settings import Settings
 from onetrip.store import Store
 from onetrip.store_schema import RunRow
@@ -68,7 +68,8 @@ class Sessions:
                 self._owned.spawn(self._close_in_node(found.id))
             else:
                 seat = self._admission.adopt_session(meta.tenant, found.spec.limits)
-                self._live[found.id] = Session(found.id, meta, found.spec, seat, self._clock())
+                session = self._live[found.id] = Session(found.id, meta, found.spec, seat, self._clock())
+                session.dialect = {name: told for name, told in found.meta.items() if name != META}
 
     def all(self) -> list[Session]:
         return list(self._live.values())
@@ -89,11 +90,14 @@ class Sessions:
 
     # ------------------------------------------------------------------ opening
 
-    async def open(self, caller: Caller, request: SessionRequest, *, idempotency_key: str | None = None) -> Session:
-        """Raises BadRequest, QuotaExceeded, Unavailable, PlatformError; then nothing is left."""
+    async def open(
+        self, caller: Caller, request: SessionRequest, *, idempotency_key: str | None = None, siblings: int = 0,
+        dialect: Mapping[str, str] | None = None,
+    ) -> Session:  # fmt: skip
+        """Raises BadRequest, QuotaExceeded, Unavailable, PlatformError; then nothing is left. `siblings` and `dialect`: of a dialect's own."""
         session_id = new_session_id()
         if idempotency_key is None:
-            return await self._owned.do(self._open(caller, session_id, request))
+            return await self._owned.do(self._open(caller, session_id, request, siblings, dialect or {}))
         earlier = self._store.claim(caller.tenant, idempotency_key, specs.fingerprint("session", request), session_id)
         if earlier is not None:
             if (opening := self._opening.get(earlier)) is not None:
@@ -114,18 +118,23 @@ class Sessions:
             else:  # the caller went away; the session is made all the same
                 opening.add_done_callback(lambda _: self._opening.pop(session_id, None) and None)
 
-    async def _open(self, caller: Caller, session_id: str, request: SessionRequest) -> Session:
+    async def _open(
+        self, caller: Caller, session_id: str, request: SessionRequest, siblings: int = 0, dialect: Mapping[str, str] = {}
+    ) -> Session:
         with self._audit.action(caller, "session.open", session_id):
-            return await self._make(caller, session_id, request)
+            return await self._make(caller, session_id, request, siblings, dialect)
 
-    async def _make(self, caller: Caller, session_id: str, request: SessionRequest) -> Session:
+    async def _make(
+        self, caller: Caller, session_id: str, request: SessionRequest, siblings: int, dialect: Mapping[str, str]
+    ) -> Session:
         spec, files = specs.session_spec(request, self._settings), specs.contents(request.files)
+        spec = msgspec.structs.replace(spec, siblings=siblings) if siblings else spec
         node = self._nodes.client
         meta = Meta(caller.tenant, self._clock(), caller.key_id)
         seat = self._admission.open_session(caller, spec.limits)
-        session = Session(session_id, meta, spec, seat, self._clock())
+        session = Session(session_id, meta, spec, seat, self._clock(), dialect=dict(dialect))
         try:
-            await node.call(messages.Open(session_id, spec, files, meta.told()))
+            await node.call(messages.Open(session_id, spec, files, {**meta.told(), **dialect}))
             self._register(session)
         except BaseException:
             self._admission.close_session(seat)
@@ -171,6 +180,10 @@ class Sessions:
     async def _close_in_node(self, session_id: str) -> None:
         with contextlib.suppress(OnetripError):  # a node that is gone has closed it
             await self._nodes.client.call(messages.Close(session_id))
+
+    def touch(self, session: Session) -> None:
+        """It was in use until now."""
+        session.last_used = self._clock()
 
     @contextlib.asynccontextmanager
     async def using(self, session: Session) -> AsyncGenerator[None]:

@@ -145,7 +145,7 @@ class Sandbox(Protocol):
 
 
 class Donation(msgspec.Struct, frozen=True):
-    """What a branch's process is spawned with: descriptors of channel, stdout, stderr and a Landlock ruleset, and its folder."""
+    """What a branch's or a sibling's process is spawned with: descriptors of channel, stdout, stderr and a Landlock ruleset, and its folder."""
 
     fds: tuple[int, int, int, int]
     workspace: str
@@ -175,6 +175,17 @@ class Tier(Protocol):
 
         Raises SandboxFailed; nothing is left then.
         """
+        ...
+
+    async def open_to_siblings(self, origin: Sandbox) -> None:
+        """Make a sandbox ready for `sibling`, before its program's first line: its home folder becomes its workspace.
+
+        Raises Unavailable where a sandbox holds one interpreter only, SandboxFailed; the sandbox is then to be closed.
+        """
+        ...
+
+    def sibling(self, origin: Sandbox, spec: LaunchSpec, *, spawner: int) -> tuple[Sandbox, Donation]:
+        """A sandbox for one more interpreter on the files, and within the limits, of `origin`; the checkpoint `spawner` spawns it."""
         ...
 
     async def aclose(self) -> None: ...

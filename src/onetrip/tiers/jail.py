@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from onetrip.environments import Environment
-from onetrip.errors import IsolationUnavailable, PlatformError, SandboxFailed
+from onetrip.errors import IsolationUnavailable, PlatformError, SandboxFailed, Unavailable
 from onetrip.jail import cgroup, mounts, zygote
 from onetrip.jail.launch import BOOT
 from onetrip.model import Level, Limits, Support
@@ -240,7 +240,10 @@ class JailTier:
         handle, of = next((h, live[origin.id]) for h, live in self._live.items() if origin.id in live)
         group = self._make_group(spec)
         folder, where = f"{of.branches}/{spec.id}", {"id": spec.id, "of": of.room_name}
-        request = {"do": "branch", **where, "folder": folder, "disk_bytes": spec.limits.disk_mb << 20, "inodes": INODES}
+        request = {
+            "do": "branch", **where, "folder": folder, "disk_bytes": spec.limits.disk_mb << 20, "inodes": INODES,
+            "at_home": of.ruleset >= 0,
+        }  # fmt: skip
         try:
             (workspace, ruleset), path = await handle.launch(request, ())
         except BaseException:
@@ -249,14 +252,7 @@ class JailTier:
             raise
         if group is not None:
             group.close_procs()
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        (stdout, out), (stderr, err) = os.pipe(), os.pipe()
-        owner = os.fstat(workspace)
-        for pipe in (out, err):
-            if os.geteuid() == 0:
-                os.fchown(
-                    pipe, owner.st_uid, owner.st_gid
-                )  # programs open /dev/stdout, which asks for the permission of the pipe
+        host_ends, guest_ends = _ends(workspace)
         live = self._live[handle]
 
         def closed(group: cgroup.Group | None) -> None:
@@ -264,11 +260,30 @@ class JailTier:
                 self._give_back(group)
 
         gone = {"do": "unbranch", **where, "folder": folder}
-        ends = ours.detach(), stdout, stderr, workspace
+        ends = (*host_ends, workspace)
         sandbox = of.branched(spec, ends, folder, group=group, on_close=closed, on_leave=lambda: handle.tell(gone))
+        if of.ruleset >= 0:
+            sandbox.ruleset = os.dup(ruleset)
         live[spec.id] = sandbox
         sandbox.room.at_end(lambda: live.pop(spec.id, None) and None)
-        return sandbox, Donation((theirs.detach(), out, err, ruleset), path)
+        return sandbox, Donation((*guest_ends, ruleset), path)
+
+    async def open_to_siblings(self, origin: Sandbox) -> None:
+        assert isinstance(origin, JailSandbox)
+        if (why := origin.checkpoint_obstacle) is not None:
+            raise Unavailable(f"a session holds one interpreter only here: {why}", hint=IsolationUnavailable.hint_default)
+        handle = next(handle for handle, live in self._live.items() if origin.id in live)
+        request = {"do": "join", "id": secrets.token_hex(8), "of": origin.room_name}
+        (origin.ruleset,), _ = await handle.launch(request, ())
+
+    def sibling(self, origin: Sandbox, spec: LaunchSpec, *, spawner: int) -> tuple[Sandbox, Donation]:
+        assert isinstance(origin, JailSandbox)
+        live = next(live for live in self._live.values() if origin.id in live)
+        host_ends, guest_ends = _ends(origin.workspace)
+        sandbox = origin.joined(spec, (*host_ends, os.dup(origin.workspace)), spawner=spawner)
+        live[spec.id] = sandbox
+        sandbox.room.at_end(lambda: live.pop(spec.id, None) and None)
+        return sandbox, Donation((*guest_ends, os.dup(origin.ruleset)), origin.home)
 
     def _make_group(self, spec: LaunchSpec) -> cgroup.Group | None:
         if self._hierarchy.version == "none":
@@ -344,6 +359,17 @@ class JailTier:
             cgroup.sweep(self._hierarchy)
         if self._run_folder is not None:
             self._run_folder.remove()
+
+
+def _ends(workspace: int) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+    """Channel, stdout and stderr of a process to come, in a room that there is: the host's ends, and its own."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    (stdout, out), (stderr, err) = os.pipe(), os.pipe()
+    if os.geteuid() == 0:
+        owner = os.fstat(workspace)
+        for pipe in (out, err):
+            os.fchown(pipe, owner.st_uid, owner.st_gid)  # programs open /dev/stdout, which asks for the permission of the pipe
+    return (ours.detach(), stdout, stderr), (theirs.detach(), out, err)
 
 
 def _readable(environment: Environment) -> list[str]:

@@ -27,6 +27,8 @@ class Processes:
         self.asleep = 0  # how many checkpoints of it there are
         self._sessions: set[int] = {live} if live else set()  # of processes (setsid(2)): each live one begins its own
         self.live = live  # 0: none
+        self.siblings: set[Processes] = set()  # in the same control group; what is theirs is not this sandbox's
+        self.spawner = 0  # the checkpoint that siblings come from: who has just been spawned by it is not known yet
 
     @property
     def handle(self) -> int:
@@ -75,7 +77,17 @@ class Processes:
         return True
 
     def _mine(self) -> set[int]:
-        """Processes of this sandbox that run. In a room of its own that is all there are."""
+        """Processes of this sandbox that run. Those that left their family and session behind count as the origin's, not as a sibling's."""
+        mine = self._family()
+        if not self.siblings and not self.spawner:
+            return mine
+        for sibling in self.siblings:
+            mine -= sibling._family()  # noqa: SLF001 - one of our own kind
+        coming = {pid for pid, (parent, _session) in self._room.running(mine).items() if parent == self.spawner}
+        return mine - (coming - {self.live})
+
+    def _family(self) -> set[int]:
+        """In a room of its own that is all there are."""
         if self._room.users == 1:
             return set(self._room.running())
         if self._group is not None:  # asked for each branch: a look at its own processes, not at those of all

@@ -44,7 +44,7 @@ class JailSandbox:
     """See `base.Sandbox`. `group` or a sampler counts: a control group where there is one, else a sample of the process tree.
 
     `fds` are channel, stdout, stderr and the workspace; they are the sandbox's from now on. `on_close` gives back the rest. A branch
-    comes without a process: `live` is 0 until it follows one.
+    comes without a process: `live` is 0 until it follows one. So does a sibling, `of` which the limits, and what counts them, are.
     """
 
     def __init__(
@@ -58,6 +58,7 @@ class JailSandbox:
         on_close: Callable[[cgroup.Group | None], None],
         on_leave: Callable[[], None] | None = None,
         asleep: int = 0,
+        of: "JailSandbox | None" = None,
     ) -> None:
         self.id, self.node, self.meta = fixed.name, fixed.node, fixed.meta
         self._fixed, self._limits, self.room, self._group = fixed, limits, room, group
@@ -74,7 +75,11 @@ class JailSandbox:
         for end in (channel, self.stdout, self.stderr):
             os.set_blocking(end, False)
         self.channel.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)  # who sends is the kernel's word
-        self._processes = Processes(room, group, self._tell, live=0 if on_leave else FIRST)
+        self._of = of
+        self.ruleset = -1  # of its siblings, where it may have any
+        # A sibling's control group does not say which of its processes are the sibling's.
+        is_late = on_leave is not None or of is not None
+        self._processes = Processes(room, None if of else group, self._tell, live=0 if is_late else FIRST)
         self._exit: Exit | None = None
         self._sampler: usage.Sampler | None = None  # one for all sandboxes of a room
         self._scratch = -1  # the file system of /tmp and /dev/shm, where files are to be sampled, too
@@ -118,6 +123,28 @@ class JailSandbox:
         )
         branch._data_bytes = self._data_bytes
         return branch
+
+    def joined(self, spec: LaunchSpec, fds: tuple[int, int, int, int], *, spawner: int) -> "JailSandbox":
+        """A sandbox in the same room, on the same files and in the same control group; see `Tier.sibling`."""
+        self.room.users += 1
+        fixed = dataclasses.replace(self._fixed, name=spec.id, meta=spec.meta)
+        sibling = JailSandbox(
+            fixed, self._limits, self.room, fds, group=self._group, on_close=lambda _group: None, asleep=self._asleep, of=self
+        )
+        sibling._data_bytes = self._data_bytes
+        self._processes.siblings.add(sibling._processes)
+        self._processes.spawner = spawner
+        self._count_asleep(0)
+        return sibling
+
+    def let_go(self, sibling: "JailSandbox") -> None:
+        self._processes.siblings.discard(sibling._processes)  # noqa: SLF001 - one of our own kind
+        self._count_asleep(0)
+
+    @property
+    def home(self) -> str:
+        """The folder that its siblings work in, as they see it."""
+        return mounts.HOME if self._on_leave is None else f"{os.path.dirname(self._fixed.branches)}/workspace"
 
     @property
     def hard_memory(self) -> bool:
@@ -176,7 +203,9 @@ class JailSandbox:
     @property
     def _processes_now(self) -> int:
         """The limit with those of ours that are there: checkpoints, and init, which is not in the group. One that is to be forked has a place."""
-        return max(self._limits.processes, 2 if self._asleep else 1) + 1 + self._processes.asleep
+        if self._of is not None:
+            return self._of._processes_now  # noqa: SLF001 - one of our own kind
+        return max(self._limits.processes, 2 if self._asleep else 1) + 1 + self._processes.asleep + len(self._processes.siblings)
 
     def _bound_processes(self, pid: int) -> None:
         """Let the process, and what it forks, have as many as the limit says beside ours. Raises OSError."""
@@ -184,7 +213,10 @@ class JailSandbox:
             return
         # Per user namespace since Linux 5.14, so it does not count the processes of others; but it counts those of branches, so
         # where a group holds the limit of each, this one gives way. The hard limit can only be lowered.
-        if self._group is not None and self._asleep:
+        if self._of is not None and self._group is None:
+            most = self._limits.processes + 1 + self._asleep
+            resource.prlimit(pid, resource.RLIMIT_NPROC, (most, most))
+        elif self._group is not None and self._asleep:
             resource.prlimit(pid, resource.RLIMIT_NPROC, (MAX_TASKS, MAX_TASKS))
         else:
             resource.prlimit(pid, resource.RLIMIT_NPROC, (self._processes_now, self._limits.processes + 1 + self._asleep))
@@ -195,7 +227,7 @@ class JailSandbox:
         with contextlib.suppress(OSError):  # it has ended, which is told of elsewhere
             pid = outside_of(self._processes.handle)
             # The first process of a branch is moved, which takes 10 to 20 ms (docs/decisions/001); those after it are there by birth.
-            if self._on_leave is not None and self._group is not None and not self._group.holds(pid):
+            if (self._on_leave or self._of) and self._group is not None and not self._group.holds(pid):
                 self._group.adopt(pid)
             self._bound_processes(pid)
             if self._group is not None:
@@ -218,8 +250,10 @@ class JailSandbox:
         return not self._closed and self._processes.has_others()
 
     def mapped(self) -> set[str]:
-        folder = mounts.WORKSPACE if self._on_leave is None else f"{os.path.dirname(self._fixed.branches)}/workspace"
-        return set() if self._closed else self.room.mapped(self._processes.live, folder)
+        if self._closed:
+            return set()
+        folders = {self.home, mounts.WORKSPACE if self._on_leave is None else self.home}  # one, under both of its names
+        return set[str]().union(*(self.room.mapped(self._processes.live, folder) for folder in folders))
 
     def kill_live(self) -> None:
         if not self._closed:
@@ -281,6 +315,8 @@ class JailSandbox:
             return Reading(0, 0, 0)
         if self._group is not None:
             now = self._group.usage()
+            if self._of is not None:  # whose process the kernel chose the group does not say; how its own ended, it will hear
+                return Reading(now.memory_bytes, now.peak_memory_bytes, now.cpu_us)
             return Reading(now.memory_bytes, now.peak_memory_bytes, now.cpu_us, now.oom_kills, now.refused_forks)
         if self._sampler is not None:
             sample = self.room.sample(self._sampler, exact=exact)
@@ -301,7 +337,7 @@ class JailSandbox:
 
     def reset_peak(self) -> None:
         self._sampled_peak = 0
-        if self._group is not None and not self._closed:
+        if self._group is not None and self._of is None and not self._closed:
             self._group.reset_peak()
 
     async def aclose(self) -> None:
@@ -313,7 +349,9 @@ class JailSandbox:
         finally:
             self._closed = True
             self.channel.close()
-            for fd in (self.stdout, self.stderr, self.workspace, self._scratch):
+            if self._of is not None:
+                self._of.let_go(self)
+            for fd in (self.stdout, self.stderr, self.workspace, self._scratch, self.ruleset):
                 if fd >= 0:
                     os.close(fd)
             if self._on_leave is not None and not self._has_branches:  # theirs lie below its own
