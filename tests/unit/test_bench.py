@@ -101,6 +101,8 @@ def test_the_targets_are_those_of_the_issues():
     assert {target.key: (target.bound, target.at_most) for target in figures.TARGETS} == {
         "oneshot_async": (1.5, True), "oneshot_sync": (1.5, True), "oneshot_empty": (5.0, True), "warm_async": (0.3, True),
         "warm_sync": (0.3, True), "cpu_ratio": (1.5, True), "rate_ratio": (0.6, False), "undo_ratio": (1.3, True),
+        "http_warm": (1.0, True), "http_warm_ratio": (3.0, True), "http_oneshot": (5.0, True), "http_rate_ratio": (0.5, False),
+        "http_up": (200.0, False), "http_down": (200.0, False), "http_sessions": (8.0, True), "http_sessions_undo": (8.0, True),
         "fork_frame": (10.0, True), "fork_many": (500.0, True), "memory": (6.0, True), "branch_memory": (3.0, True),
         "print_once": (50.0, False), "print_lines": (50.0, False),
     }  # fmt: skip

@@ -11,6 +11,7 @@ import pytest
 from onetrip import demo, embedded
 from onetrip.demo import script
 from onetrip.demo.screen import Screen
+from onetrip.demo.served import Served
 from onetrip.errors import Unavailable
 from onetrip.model import DisplayData, FileChange, LimitHit, Mechanism, ProgramError, SessionState, Support, Usage
 
@@ -105,6 +106,8 @@ def run_demo(monkeypatch, tmp_path, capsys, result):
         fake = run.session = Session(results, refusal)
         fake.one_shot = result(value=6)
         monkeypatch.setattr(embedded, "local", lambda: fake)
+        over_http = Served([(step, result()) for step in script.steps({})[: script.ANALYSIS]], adopted=1)
+        monkeypatch.setattr(demo.served, "run", lambda _steps, _screen: over_http)
         monkeypatch.chdir(tmp_path)
         status = demo.main(**options)
         return status, *capsys.readouterr()
@@ -159,7 +162,9 @@ def test_the_report_is_plain_text_on_stdout_and_progress_is_on_stderr(run_demo, 
     assert "\x1b" not in out + err
     assert f"[1/{STEPS}] Read the data" in err
     assert f"[1/{STEPS}]" not in out
-    assert out.splitlines()[-1] == f"all {STEPS} steps behaved as promised, in one session and its branches"
+    assert (
+        out.splitlines()[-1] == f"all {STEPS} steps behaved as promised, in one session and its branches, and 5 again over HTTP"
+    )
     assert run_demo.session.moves == ["undo 1", "fork 2"]
     assert f"chart: {tmp_path}/demo-output/penguins.png" in out
     assert (tmp_path / "demo-output" / "penguins.png").read_bytes() == b"the picture"
@@ -251,6 +256,6 @@ def test_the_bait_can_be_reached_from_the_host_itself():
 def test_no_line_of_the_report_that_we_lay_out_is_wider_than_80_columns(capsys, result):
     screen = Screen(quiet=False, total=STEPS)
     steps = script.steps({})
-    screen.summary([(step, got, []) for step, got in zip(steps, good(result), strict=True)], [], None, [1.0, 2.0, 3.0])
+    screen.summary([(step, got, []) for step, got in zip(steps, good(result), strict=True)], [], None, [1.0, 2.0, 3.0], 5)
     lines = capsys.readouterr().out.splitlines()
     assert [line for line in lines if len(line) > 80 and "each in a sandbox" not in line and "behaved" not in line] == []

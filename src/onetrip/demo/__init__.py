@@ -86,8 +86,8 @@ def main(*, as_json: bool = False) -> int:
     if as_json:
         sys.stdout.write(_json(done, problems, chart, times_ms, started_s, opened_s, over_http) + "\n")
     else:
-        screen.summary(done, problems, chart, times_ms, len(over_http.results))
         screen.paste(_executable())
+        screen.summary(done, problems, chart, times_ms, len(over_http.results))
     return 1 if problems else 0
 
 
