@@ -111,6 +111,20 @@ class Census:
             frozenset(os.listdir(tempfile.gettempdir())),
         )
 
+    @classmethod
+    def settled(cls) -> "Census":
+        """Once nothing changes any more: another engine of the same file may still fill its reserves, or take a sandbox down."""
+        last, same = cls.take(), 0
+
+        def still() -> bool:
+            nonlocal last, same
+            now = cls.take()
+            last, same = now, same + 1 if now == last else 0
+            return same >= 5
+
+        assert wait_until(still)
+        return last
+
     def wait_for_it_again(self) -> None:
         """Until the world is as it was; fails with what is left."""
         now = self
