@@ -111,31 +111,20 @@ class Census:
             frozenset(os.listdir(tempfile.gettempdir())),
         )
 
-    @classmethod
-    def settled(cls) -> "Census":
-        """Once nothing changes any more: another engine of the same file may still fill its reserves, or take a sandbox down."""
-        last, same = cls.take(), 0
-
-        def still() -> bool:
-            nonlocal last, same
-            now = cls.take()
-            last, same = now, same + 1 if now == last else 0
-            return same >= 5
-
-        assert wait_until(still)
-        return last
+    def more_than(self, before: "Census") -> dict[str, list[object]]:
+        return {field.name: sorted(getattr(self, field.name) - getattr(before, field.name)) for field in fields(self)}
 
     def wait_for_it_again(self) -> None:
-        """Until the world is as it was; fails with what is left."""
+        """Until there is nothing that was not there; fails with what is left. What another engine took down meanwhile may be gone."""
         now = self
 
         def same() -> bool:
             nonlocal now
             now = Census.take()
-            return now == self
+            return not any(now.more_than(self).values())
 
         if not wait_until(same):
-            left = {field.name: sorted(getattr(now, field.name) ^ getattr(self, field.name)) for field in fields(self)}
+            left = now.more_than(self)
             raise AssertionError(f"not as before: { {name: what for name, what in left.items() if what} }")
 
 

@@ -226,7 +226,7 @@ def test_a_cell_of_a_sibling_that_runs_when_its_origin_is_closed_ends(bench):
 
 @pytest.mark.spec("SIB-05", "END-01")
 def test_nothing_is_left_of_a_session_with_siblings(census):
-    before = census.settled()
+    before = census.take()
     made = Bench()
     session = made.open()
     siblings = [made.sibling(session) for _ in range(3)]
