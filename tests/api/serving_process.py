@@ -1,0 +1,217 @@
+"""A real `onetrip serve` as a process of its own: started, killed, restarted, and counted when it is gone."""
+
+import contextlib
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from onetrip.settings import Quota, Role, Settings
+from onetrip.store import FILE, Store
+from onetrip.tenants import Tenants
+
+START_S = 60.0  # on a busy machine
+Condition = Callable[[], Any]
+
+
+def wait_for(condition: Condition, seconds: float = 30.0, what: str = "it did not happen in time") -> Any:
+    """Poll for what gives no event, such as the end of a process that is not our child; gives what `condition` gave."""
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, what
+        select.select([], [], [], 0.01)
+    return found
+
+
+class Server:
+    """One server and its data folder. `settings`: TOML; the folder and its database outlive any kill."""
+
+    def __init__(self, folder: Path, settings: str = "", **environ: str) -> None:
+        self.folder, self.data = folder, folder / "d"
+        self.data.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.config = folder / "onetrip.toml"
+        self.config.write_text(f'data_dir = "{self.data}"\n{settings}')
+        self.environ = os.environ | environ
+        self.process: subprocess.Popen[str] | None = None
+        self.url = self.token = ""
+        self.adopted = 0
+        self.nodes: set[int] = set()
+
+    # ------------------------------------------------------------------ life
+
+    def start(self, *, ready: bool = True) -> "Server":
+        with open(self.folder / "stderr", "ab") as errors:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "onetrip", "serve", "--port", "0", "--json", "--config", str(self.config)],
+                stdout=subprocess.PIPE, stderr=errors, text=True, env=self.environ,
+            )  # fmt: skip
+        assert select.select([self.process.stdout], [], [], START_S)[0], self.stderr
+        line = self.process.stdout.readline()
+        assert line, f"it did not start: {self.stderr}"
+        found = json.loads(line)
+        self.url, self.adopted = found["url"], found["adopted"]
+        self.token = found["token"] or self.token
+        if ready:
+            wait_for(lambda: httpx.get(f"{self.url}/readyz").status_code == 200, START_S, self.stderr)
+            self.nodes.add(self.node)
+        return self
+
+    @property
+    def pid(self) -> int:
+        assert self.process is not None
+        return self.process.pid
+
+    @property
+    def stderr(self) -> str:
+        log = self.data / "node.log"
+        return (self.folder / "stderr").read_text() + (log.read_text() if log.exists() else "")
+
+    def signal(self, number: int) -> None:
+        assert self.process is not None
+        self.process.send_signal(number)
+
+    def wait(self, seconds: float = 60.0) -> int:
+        assert self.process is not None
+        status = self.process.wait(seconds)
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+        return status
+
+    def kill(self) -> None:
+        """The server alone; its node lives on."""
+        self.signal(signal.SIGKILL)
+        self.wait()
+
+    def terminate(self) -> int:
+        self.signal(signal.SIGTERM)
+        return self.wait()
+
+    def restart(self) -> "Server":
+        self.kill()
+        return self.start()
+
+    def end(self) -> None:
+        """However it stands: nothing of it is left."""
+        if self.process is not None and self.process.poll() is None:
+            self.signal(signal.SIGINT)
+            try:
+                self.wait()
+            except subprocess.TimeoutExpired:
+                self.kill()
+                raise
+        for node in self.nodes:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(node, signal.SIGTERM)
+        wait_for(lambda: not any(alive(node) for node in self.nodes), 30, "the node did not end")
+
+    # ------------------------------------------------------------------ what there is of it
+
+    @property
+    def node(self) -> int:
+        """The node's process: what writes to this folder's node.log."""
+        return next(iter(self.find_nodes()))
+
+    def find_nodes(self) -> set[int]:
+        log = str(self.data / "node.log")
+        return {pid for pid in _processes() if "-m onetrip.node" in cmdline(pid) and _link(f"/proc/{pid}/fd/2") == log}
+
+    def tree(self) -> set[int]:
+        """The node and everything below it."""
+        return {self.node} | descendants(self.node)
+
+    def groups(self, node: int) -> set[str]:
+        found: set[str] = set()
+        for folder, folders, _ in os.walk("/sys/fs/cgroup"):
+            if os.path.basename(folder) == f"onetrip-{os.geteuid()}":
+                found |= {f"{folder}/{name}" for name in folders if name.startswith(f"{node}-")}
+                folders.clear()
+        return found
+
+    # ------------------------------------------------------------------ who speaks to it
+
+    def client(self, token: str | None = None, **options: Any) -> httpx.Client:
+        headers = {"Authorization": f"Bearer {token or self.token}"}
+        return httpx.Client(base_url=self.url, headers=headers, timeout=options.pop("timeout", 60.0), **options)
+
+    def aclient(self, token: str | None = None, **options: Any) -> httpx.AsyncClient:
+        headers = {"Authorization": f"Bearer {token or self.token}"}
+        return httpx.AsyncClient(base_url=self.url, headers=headers, timeout=60.0, **options)
+
+    def begin(self, path: str, body: dict[str, Any], headers: dict[str, str] | None = None, *, token: str | None = None) -> str:
+        """Ask for a run, and let go of the connection when it has begun: it goes on. Gives its id."""
+        with self.client(token) as api, api.stream("POST", path, json=body | {"stream": True}, headers=headers) as response:
+            assert response.status_code == 200, response.read()
+            for line in response.iter_lines():
+                if line.startswith("data: "):
+                    return json.loads(line[6:])["run_id"]
+        raise AssertionError("no event came")
+
+    @contextlib.contextmanager
+    def store(self) -> Iterator[Store]:
+        """Its database, as another process sees it, such as `onetrip keys`."""
+        with Store.open(self.data / FILE) as store:
+            yield store
+
+    def key(self, tenant: str = "acme", role: Role = "user", quota: Quota | None = None) -> str:
+        with self.store() as store:
+            tenants = Tenants(store, Settings())
+            tenants.create_tenant(tenant, quota)
+            return tenants.create_key(tenant, role)[0]
+
+    def raw(self) -> socket.socket:
+        """A connection of bytes."""
+        host, _, port = self.url.removeprefix("http://").rpartition(":")
+        return socket.create_connection((host, int(port)), timeout=30)
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0] not in {"Z", "X"}
+    except OSError:
+        return False
+
+
+def cmdline(pid: int) -> str:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    return ""
+
+
+def rss_bytes(pid: int, what: str = "VmHWM") -> int:
+    """What a process has in memory, or (`VmHWM`) had at most."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith(what + ":"):
+            return int(line.split()[1]) << 10
+    raise AssertionError(what)
+
+
+def descendants(root: int) -> set[int]:
+    parents: dict[int, int] = {}
+    for pid in _processes():
+        with contextlib.suppress(OSError):
+            parents[pid] = int(Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[1])
+    found: set[int] = set()
+    edge = {root}
+    while edge:
+        edge = {pid for pid, parent in parents.items() if parent in edge} - found
+        found |= edge
+    return found
+
+
+def _processes() -> list[int]:
+    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
+
+
+def _link(path: str) -> str:
+    with contextlib.suppress(OSError):
+        return os.readlink(path)
+    return ""
