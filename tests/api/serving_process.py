@@ -1,5 +1,6 @@
 """A real `onetrip serve` as a process of its own: started, killed, restarted, and counted when it is gone."""
 
+import asyncio
 import contextlib
 import json
 import os
@@ -9,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,14 @@ def wait_for(condition: Condition, seconds: float = 30.0, what: str = "it did no
     while not (found := condition()):
         assert time.monotonic() < deadline, what
         select.select([], [], [], 0.01)
+    return found
+
+
+async def async_wait_for(condition: Callable[[], Awaitable[Any]], seconds: float = 30.0) -> Any:
+    """The same for what is asked for over a connection of the test's own event loop."""
+    async with asyncio.timeout(seconds):
+        while not (found := await condition()):  # noqa: ASYNC110 -- another process says it, and only when it is asked
+            await asyncio.sleep(0.01)
     return found
 
 

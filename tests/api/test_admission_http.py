@@ -5,12 +5,12 @@ import time
 
 import httpx
 import pytest
-from serving_process import wait_for
+from serving_process import async_wait_for, wait_for
 
 SLOW = {"code": "import time; time.sleep(60)"}
 
 
-@pytest.mark.spec("ADM-01")
+@pytest.mark.spec("ADM-06")
 def test_more_than_the_queue_takes_is_503_at_once_and_what_waits_too_long_too(make_server):
     server = make_server("warm = 1\nmax_running = 2\nmax_queue = 3\nqueue_timeout_s = 1.5\n")
 
@@ -39,12 +39,13 @@ def test_more_than_the_queue_takes_is_503_at_once_and_what_waits_too_long_too(ma
 
 
 async def _metric(api, name, value):
-    async with asyncio.timeout(20):
-        while f"\n{name} {value:.1f}\n" not in (await api.get("/metrics")).text:
-            await asyncio.sleep(0.01)
+    async def shown():
+        return f"\n{name} {value:.1f}\n" in (await api.get("/metrics")).text
+
+    await async_wait_for(shown)
 
 
-@pytest.mark.spec("ADM-02")
+@pytest.mark.spec("ADM-07")
 def test_an_idle_session_ends_and_says_so_while_one_that_works_does_not(make_server):
     server = make_server("warm = 0\n")
     with server.client() as api:
@@ -74,7 +75,7 @@ def test_an_idle_session_ends_and_says_so_while_one_that_works_does_not(make_ser
         assert ("server", idle.rpartition("/")[2], "idle") in ended
 
 
-@pytest.mark.spec("ADM-03")
+@pytest.mark.spec("ADM-08")
 def test_when_memory_runs_short_the_session_idle_for_longest_ends_first(make_server):
     server = make_server("warm = 0\nmin_free_memory_mb = 1_000_000_000\nmin_idle_s = 1.0\n")
     with server.client() as api:
@@ -94,7 +95,7 @@ def test_when_memory_runs_short_the_session_idle_for_longest_ends_first(make_ser
         api.post(f"/v1/runs/{running}/interrupt")
 
 
-@pytest.mark.spec("ADM-04")
+@pytest.mark.spec("ADM-09")
 def test_more_sessions_than_the_server_takes_are_503_and_closing_one_makes_room(make_server):
     server = make_server("warm = 0\nmax_sessions = 2\n")
     with server.client() as api:
@@ -112,7 +113,7 @@ def test_more_sessions_than_the_server_takes_are_503_and_closing_one_makes_room(
         assert api.post("/v1/sessions", json={}).status_code == 201
 
 
-@pytest.mark.spec("ADM-01")
+@pytest.mark.spec("ADM-06")
 def test_a_session_takes_a_bounded_number_of_waiting_cells(server, api, session):
     first = server.begin(session + "/runs", SLOW)
 

@@ -28,7 +28,7 @@ def tenants(server):
         client.close()
 
 
-@pytest.mark.spec("TNH-01")
+@pytest.mark.spec("TEN-09")
 def test_sessions_runs_files_events_and_keys_of_others_do_not_exist(server, tenants):
     acme, evil = tenants["acme"], tenants["evil"]
     headers = {"Idempotency-Key": "shared"}
@@ -77,7 +77,7 @@ def _told(answer, path):
     return said
 
 
-@pytest.mark.spec("TNH-02")
+@pytest.mark.spec("TEN-10")
 def test_a_wrong_or_missing_key_gets_401_in_the_same_words(server):
     key = server.key("acme")
     wrong = [
@@ -102,7 +102,7 @@ def test_a_wrong_or_missing_key_gets_401_in_the_same_words(server):
     assert len(said) == 1
 
 
-@pytest.mark.spec("TNH-03")
+@pytest.mark.spec("TEN-11")
 def test_a_key_that_is_revoked_by_another_process_stops_within_a_second(server):
     token = server.key("acme")
     with server.client(token) as client, server.store() as store:
@@ -112,7 +112,7 @@ def test_a_key_that_is_revoked_by_another_process_stops_within_a_second(server):
         assert client.post("/v1/runs", json={"code": "1"}).json()["code"] == "unauthorized"
 
 
-@pytest.mark.spec("TNH-04")
+@pytest.mark.spec("TEN-12")
 def test_roles_hold_and_what_they_forbid_is_403(tenants):
     reader = tenants["reader"]
     session = "/v1/sessions/" + tenants["acme"].post("/v1/sessions", json={}).json()["id"]
@@ -128,7 +128,7 @@ def test_roles_hold_and_what_they_forbid_is_403(tenants):
     assert tenants["acme"].delete(session).status_code == 204
 
 
-@pytest.mark.spec("TNH-05")
+@pytest.mark.spec("TEN-13")
 def test_quotas_are_429_with_the_seconds_to_wait_and_touch_nobody_else(server, tenants):
     token = server.key("small", quota=Quota(sessions=1, concurrent_runs=1, memory_mb=1500, disk_mb=600, cpu_s_per_day=0.2))
     with server.client(token) as small:
@@ -168,7 +168,7 @@ def test_quotas_are_429_with_the_seconds_to_wait_and_touch_nobody_else(server, t
     asyncio.run(flood())
 
 
-@pytest.mark.spec("TNH-06")
+@pytest.mark.spec("TEN-14")
 def test_what_is_made_ended_and_refused_is_in_the_audit_log_with_key_and_request(server):
     token = server.key("audited")
     with server.client(token) as client, server.store() as store:
@@ -203,7 +203,7 @@ def test_what_is_made_ended_and_refused_is_in_the_audit_log_with_key_and_request
         assert "stolen" not in str(stranger)
 
 
-@pytest.mark.spec("TNH-06")
+@pytest.mark.spec("TEN-14")
 def test_a_flood_of_refusals_does_not_fill_the_disk_and_says_how_many_it_left_out(server):
     async def main():
         async with server.aclient("stolen") as client:
@@ -223,7 +223,7 @@ def test_a_flood_of_refusals_does_not_fill_the_disk_and_says_how_many_it_left_ou
         wait_for(next_says_it, 10)
 
 
-@pytest.mark.spec("TNH-07")
+@pytest.mark.spec("TEN-15")
 def test_usage_is_counted_per_tenant_and_day(server):
     token = server.key("counted")
     with server.client(token) as client:
@@ -242,7 +242,7 @@ def test_usage_is_counted_per_tenant_and_day(server):
 # ------------------------------------------------------------------------------------------------ without keys, and web pages
 
 
-@pytest.mark.spec("TNH-08")
+@pytest.mark.spec("TEN-16")
 def test_without_keys_it_serves_loopback_alone_with_a_token_that_ends_with_the_first_key(make_server):
     server = make_server("warm = 0\n", start=False)
     refused = subprocess.run(
@@ -269,7 +269,7 @@ def test_without_keys_it_serves_loopback_alone_with_a_token_that_ends_with_the_f
         assert client.get("/metrics", headers={"Authorization": f"Bearer {key}"}).status_code == 200
 
 
-@pytest.mark.spec("TNH-09")
+@pytest.mark.spec("TEN-17")
 def test_no_web_page_can_drive_it(server, make_server):
     with server.client() as client:
         client.headers["Authorization"] = f"Bearer {server.key('acme')}"
