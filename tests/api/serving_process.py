@@ -1,26 +1,23 @@
-"""A real `onetrip serve` as a process of its own: started, killed, restarted, and counted when it is gone."""
+"""A server of `servers` as the tests of the native interface want it: the node behind it, raw sockets, keys, and who is left at its end."""
 
 import asyncio
 import contextlib
 import json
 import os
 import select
-import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import httpx
 
+import servers
 from onetrip.settings import Quota, Role, Settings
 from onetrip.store import FILE, Store
 from onetrip.tenants import Tenants
 
-START_S = 60.0  # on a busy machine
 Condition = Callable[[], Any]
 
 
@@ -41,85 +38,30 @@ async def async_wait_for(condition: Callable[[], Awaitable[Any]], seconds: float
     return found
 
 
-class Server:
-    """One server and its data folder. `settings`: TOML; the folder and its database outlive any kill."""
+class Server(servers.Server):
+    """A server, the node behind it, and who speaks to it."""
 
-    def __init__(self, folder: Path, settings: str = "", **environ: str) -> None:
-        self.folder, self.data = folder, folder / "d"
-        self.data.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self.config = folder / "onetrip.toml"
-        self.config.write_text(f'data_dir = "{self.data}"\n{settings}')
-        self.environ = os.environ | environ
-        self.process: subprocess.Popen[str] | None = None
-        self.url = self.token = ""
-        self.adopted = 0
+    def __init__(self, config: str = "") -> None:
+        super().__init__(config=config)
         self.nodes: set[int] = set()
 
-    # ------------------------------------------------------------------ life
-
-    def start(self, *, ready: bool = True) -> "Server":
-        with open(self.folder / "stderr", "ab") as errors:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "onetrip", "serve", "--port", "0", "--json", "--config", str(self.config)],
-                stdout=subprocess.PIPE, stderr=errors, text=True, env=self.environ,
-            )  # fmt: skip
-        assert select.select([self.process.stdout], [], [], START_S)[0], self.stderr
-        line = self.process.stdout.readline()
-        assert line, f"it did not start: {self.stderr}"
-        found = json.loads(line)
-        self.url, self.adopted = found["url"], found["adopted"]
-        self.token = found["token"] or self.token
-        if ready:
-            wait_for(lambda: httpx.get(f"{self.url}/readyz").status_code == 200, START_S, self.stderr)
-            self.nodes.add(self.node)
+    def start(self) -> Self:
+        super().start()
+        wait_for(lambda: httpx.get(f"{self.url}/readyz").status_code == 200, servers.START_S, self.log)
+        self.nodes.add(self.node)
         return self
 
     @property
-    def pid(self) -> int:
-        assert self.process is not None
-        return self.process.pid
-
-    @property
-    def stderr(self) -> str:
-        log = self.data / "node.log"
-        return (self.folder / "stderr").read_text() + (log.read_text() if log.exists() else "")
+    def environ(self) -> dict[str, str]:
+        """For another command on the same data."""
+        return {**os.environ, "ONETRIP_DATA": str(self.data)}
 
     def signal(self, number: int) -> None:
         assert self.process is not None
         self.process.send_signal(number)
 
-    def wait(self, seconds: float = 60.0) -> int:
-        assert self.process is not None
-        status = self.process.wait(seconds)
-        assert self.process.stdout is not None
-        self.process.stdout.close()
-        return status
-
-    def kill(self) -> None:
-        """The server alone; its node lives on."""
-        self.signal(signal.SIGKILL)
-        self.wait()
-
-    def terminate(self) -> int:
-        self.signal(signal.SIGTERM)
-        return self.wait()
-
-    def restart(self) -> "Server":
-        self.kill()
-        return self.start()
-
-    def end(self) -> None:
-        """However it stands: nothing of it is left."""
-        if self.process is not None and self.process.poll() is None:
-            self.signal(signal.SIGINT)
-            try:
-                self.wait()
-            except subprocess.TimeoutExpired:
-                self.kill()
-                raise
-        for node in self.nodes:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(node, signal.SIGTERM)
+    def close(self) -> None:
+        super().close()
         wait_for(lambda: not any(alive(node) for node in self.nodes), 30, "the node did not end")
 
     # ------------------------------------------------------------------ what there is of it

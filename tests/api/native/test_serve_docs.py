@@ -10,7 +10,7 @@ from onetrip.api.routes import ROUTES
 from onetrip.errors import STATUS
 from onetrip.settings import Settings
 
-TEXT = (Path(__file__).parents[2] / "docs" / "serve.md").read_text("utf-8")
+TEXT = (Path(__file__).parents[3] / "docs" / "serve.md").read_text("utf-8")
 
 
 def defaults(of, prefix=""):

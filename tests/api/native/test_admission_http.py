@@ -105,7 +105,8 @@ def test_more_sessions_than_the_server_takes_are_503_and_closing_one_makes_room(
             assert (refused.status_code, refused.json()["code"]) == (503, "overloaded")
             assert int(refused.headers["retry-after"]) >= 1
         assert api.post("/v1/runs", json={"code": "1"}).json()["text"] == "1"
-        server.restart()
+        server.kill()
+        server.start()
     with server.client() as api:
         assert server.adopted == 2
         assert api.post("/v1/sessions", json={}).status_code == 503  # adopted ones count

@@ -7,19 +7,17 @@ import socket
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from serving_process import rss_bytes, wait_for
+from serving_process import Server, rss_bytes, wait_for
 
 
 @pytest.fixture(scope="module")
-def strict(tmp_path_factory):
+def strict(needs_environment):
     """A server whose patience is short."""
-    from serving_process import Server
-
-    here = Server(tmp_path_factory.mktemp("s"), "warm = 0\nhead_s = 0.5\nstall_s = 1.0\nmax_body_mb = 1\n")
+    here = Server("warm = 0\nhead_s = 0.5\nstall_s = 1.0\nmax_body_mb = 1\n")
     try:
         yield here.start()
     finally:
-        here.end()
+        here.close()
 
 
 def told(answer, status, code):

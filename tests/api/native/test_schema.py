@@ -63,7 +63,7 @@ def test_the_document_changes_only_on_purpose(api):
     assert now == SNAPSHOT.read_text("utf-8"), (
         "the interface changed. If it is meant to, write it down in CHANGELOG.md and run: python -c 'import json; "
         "from onetrip.api.openapi import document; print(json.dumps(json.loads(document()), indent=1, sort_keys=True, ensure_ascii=False))' "
-        "> tests/api/openapi.json"
+        "> tests/api/native/openapi.json"
     )
 
 

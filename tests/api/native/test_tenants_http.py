@@ -8,7 +8,7 @@ import sys
 
 import httpx
 import pytest
-from serving_process import Server, wait_for
+from serving_process import wait_for
 
 from onetrip.settings import Quota, Settings
 from onetrip.tenants import Tenants
@@ -246,20 +246,21 @@ def test_usage_is_counted_per_tenant_and_day(server):
 def test_without_keys_it_serves_loopback_alone_with_a_token_that_ends_with_the_first_key(make_server):
     server = make_server("warm = 0\n", start=False)
     refused = subprocess.run(
-        [sys.executable, "-m", "onetrip", "serve", "--config", str(server.config), "--host", "0.0.0.0", "--port", "0"],
-        capture_output=True, text=True, check=False, timeout=60,
+        [sys.executable, "-m", "onetrip", "serve", "--host", "0.0.0.0", "--port", "0"],
+        env=server.environ, capture_output=True, text=True, check=False, timeout=60,
     )  # fmt: skip
     assert refused.returncode == 2
     assert "there is no key" in refused.stderr
     assert "Traceback" not in refused.stderr
     server.start()
-    assert f"curl -s {server.url}/v1/runs -H 'Authorization: Bearer {server.token}'" in server.stderr
+    assert f"curl -s {server.url}/v1/runs -H 'Authorization: Bearer {server.token}'" in server.log
     assert os.stat(server.data / "token").st_mode & 0o777 == 0o600
     token = server.token
     with server.client(token) as client:
         assert client.get("/v1/sessions").status_code == 200
         assert client.get("/metrics", headers={"Authorization": ""}).status_code == 200
-        server.restart()
+        server.kill()
+        server.start()
     assert server.token == token  # the same after a restart
     with server.client(token) as client:
         assert client.get("/v1/sessions").status_code == 200
@@ -298,17 +299,16 @@ def test_no_web_page_can_drive_it(server, make_server):
 
 
 @pytest.mark.spec("CRS-08")
-def test_two_servers_never_share_a_folder(make_server, folder):
+def test_two_servers_never_share_a_folder(make_server):
     first = make_server("warm = 0\n")
     second = subprocess.run(
-        [sys.executable, "-m", "onetrip", "serve", "--config", str(first.config), "--port", "0"],
-        capture_output=True, text=True, check=False, timeout=60,
+        [sys.executable, "-m", "onetrip", "serve", "--port", "0"],
+        env=first.environ, capture_output=True, text=True, check=False, timeout=60,
     )  # fmt: skip
     assert second.returncode == 4
     assert "another server uses" in second.stderr
     assert "Traceback" not in second.stderr
     with first.client() as client:
         assert client.post("/v1/runs", json={"code": "1"}).json()["text"] == "1"
-    assert isinstance(first, Server)
     first.signal(signal.SIGINT)
     assert first.wait() == 0
