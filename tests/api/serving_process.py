@@ -118,10 +118,14 @@ class Server(servers.Server):
             tenants.create_tenant(tenant, quota)
             return tenants.create_key(tenant, role)[0]
 
-    def raw(self) -> socket.socket:
-        """A connection of bytes."""
-        host, _, port = self.url.removeprefix("http://").rpartition(":")
-        return socket.create_connection((host, int(port)), timeout=30)
+    def raw(self, room_bytes: int | None = None) -> socket.socket:
+        """A connection of bytes. `room_bytes`: of the kernel's buffer for what we do not read, which else grows to tens of megabytes."""
+        sock = socket.socket()
+        if room_bytes is not None:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, room_bytes)
+        sock.settimeout(30)
+        sock.connect(("127.0.0.1", self.port))
+        return sock
 
 
 def alive(pid: int) -> bool:
