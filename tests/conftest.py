@@ -65,6 +65,11 @@ def server():
         yield running
 
 
+@pytest.fixture(scope="session")
+def needs_environment():
+    _needs_environment()
+
+
 def _needs_environment() -> None:
     try:
         environments.find("default")

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+LINGER_S: Final = 2.0
 MAX_HEAD_BYTES: Final = 64 << 10
 _TOO_LARGE: Final = (
     b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-type: text/plain; charset=utf-8\r\n"
@@ -73,6 +74,18 @@ class Protocol(HttpToolsProtocol):
         if cycle is None or cycle.response_complete:
             self.transport.write(_TOO_LARGE)
         self.transport.close()
+
+    def on_response_complete(self) -> None:
+        active = self._active
+        super().on_response_complete()
+        if active is not None and active.more_body and not self.transport.is_closing():
+            # Answered before the body was there, such as with 413. What is still sent is thrown away for a moment, so that the answer is
+            # not lost by a reset; then the connection ends, for a body that may never come.
+            self._refused = True
+            self._unset_keepalive_if_required()
+            self._stop_timer()
+            self._head_timer = self.loop.call_later(min(LINGER_S, self._head_s), self._too_slow)
+            self.transport.write_eof()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._active = cycle

@@ -69,9 +69,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     audit_runs: bool = True  # a line in the audit log for each run; without, only for sessions, keys and what is refused
     max_body_mb: int = 64  # of a JSON request
     head_s: float = 20.0  # for the head of a request to arrive; then the connection is closed
-    stall_s: float = (
-        60.0  # in which a client sends nothing of a body, or takes nothing of an answer; then the connection is closed
-    )
+    stall_s: float = 60.0  # for a JSON body to arrive; also in which nothing of a file or an answer is sent or taken
     drain_s: float = 30.0  # after SIGTERM, for runs that are on their way
     keep_sessions: bool = False  # after SIGTERM they live on for `lease_s`, for the server that is started next
     allowed_hosts: tuple[str, ...] = ()  # names under which clients may reach us, beside the address we listen on

@@ -229,12 +229,11 @@ class Store:
 
     def save_runs(self, runs: Sequence[tuple[RunRow, Used]]) -> None:
         """Keep finished runs and add to what their tenants used today, all or none of it. Raises Unavailable on a full disk."""
-        by_tenant: dict[str, list[Used]] = {}
-        for run, used in runs:
-            by_tenant.setdefault(run.tenant, []).append(used)
         with self._transaction() as database:
-            database.executemany(SAVE_RUN, [run_values(run) for run, _ in runs])
-            for tenant, of in by_tenant.items():
+            # A server that died may have saved it before it could tell the node: what is there is not counted again.
+            runs = [(run, used) for run, used in runs if database.execute(SAVE_RUN, run_values(run)).rowcount == 1]
+            for tenant in {run.tenant for run, _ in runs}:
+                of = [used for run, used in runs if run.tenant == tenant]
                 cpu_ms, wall_ms = round(sum(one.cpu_ms for one in of)), round(sum(one.wall_ms for one in of))
                 counts = (len(of), sum(one.failed for one in of), 0, cpu_ms, wall_ms, sum(one.output_bytes for one in of), 0, 0)
                 database.execute(ADD_USAGE, (tenant, utc_day(self._clock()), *counts))

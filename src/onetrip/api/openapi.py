@@ -13,6 +13,15 @@ _PROBLEM: Final = {
     "description": "See `code` and `hint`",
     "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
 }
+_EVENT: Final[dict[str, Any]] = {  # of each one in the stream
+    "type": "object",
+    "properties": {
+        "id": {"type": "string", "pattern": "^[0-9]+$"},
+        "event": {"enum": ["started", "stdout", "stderr", "display", "tool_call", "tool_result", "done"]},
+        "data": {"type": "string", "contentMediaType": "application/json"},
+    },
+    "required": ["id", "event", "data"],
+}
 _SAID: Final = {200: "Done", 201: "Made", 202: "Not yet", 204: "Done", 206: "A part", 304: "Unchanged", 503: "Not now"}
 _ALWAYS: Final = (401, 403, 429)  # of every path that needs a key
 
@@ -83,7 +92,7 @@ def _responses(route: Route, references: dict[Any, dict[str, Any]]) -> dict[str,
             case "bytes":
                 content["application/octet-stream"] = {}
             case "events":
-                content["text/event-stream"] = {"schema": {"type": "string"}}
+                content["text/event-stream"] = {"schema": _EVENT}
             case "text":
                 content["text/plain"] = {"schema": {"type": "string"}}
             case _:

@@ -8,7 +8,7 @@ import select
 import signal
 import socket
 import struct
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -44,6 +44,7 @@ class Node:
         self.runs = Runs(self.engine)
         self.runs.on_session_gone = self._session_gone
         self.sessions: dict[str, messages.HeldSession] = {}
+        self._making: dict[str, asyncio.Task[None]] = {}
         self._connection: Connection | None = None
         self._quit = asyncio.Event()
         self._inode = _inode(config.path)
@@ -95,6 +96,32 @@ class Node:
         if (held := self.sessions.get(session_id)) is not None:
             self.sessions[session_id] = msgspec.structs.replace(held, gone=why)
 
+    async def once(self, session_id: str, make: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Make a session, unless it is there. A server that died while it was made may be followed by one that asks again."""
+        if session_id in self.sessions:
+            return
+        making = self._making.get(session_id)
+        if making is None:
+            making = self._making[session_id] = asyncio.create_task(make())
+            making.add_done_callback(lambda _: self._made(session_id))
+        await asyncio.shield(making)
+
+    def _made(self, session_id: str) -> None:
+        making = self._making.pop(session_id)
+        if not making.cancelled():
+            making.exception()  # whoever asked has it; perhaps nobody is there any more
+
+    async def open(self, session_id: str, spec: model.SessionSpec, files: dict[str, bytes], meta: dict[str, str]) -> None:
+        await self.engine.open(spec, files, session_id=session_id)
+        self.sessions[session_id] = messages.HeldSession(session_id, meta, spec, None)
+
+    async def fork(self, session_id: str, branches: dict[str, dict[str, str]]) -> None:
+        held = self.sessions.get(session_id)
+        await self.engine.fork(session_id, len(branches), ids=tuple(branches))
+        for branch, meta in branches.items():
+            spec = model.SessionSpec() if held is None else held.spec
+            self.sessions[branch] = messages.HeldSession(branch, meta, spec, None)
+
     def described(self) -> messages.Described:
         return messages.Described(messages.VERSION, tuple(self.sessions.values()), self.runs.held())
 
@@ -104,7 +131,8 @@ class Connection:
 
     def __init__(self, node: Node, sock: socket.socket) -> None:
         self._node = node
-        self._calls: dict[int, asyncio.Task[None]] = {}
+        self._tellers: dict[int, asyncio.Task[None]] = {}  # they only pass on what a run says, and stop when nobody listens
+        self._workers: dict[int, asyncio.Task[None]] = {}  # they change something, and do it whole
         self._credits: dict[int, _Credit] = {}
         self._quitting: int | None = None
         self._link = Link(sock, _decoder, self._received, self._closed)
@@ -112,13 +140,15 @@ class Connection:
     def _received(self, message: messages.ToNode) -> None:
         match message:
             case messages.Call(id, body):
-                task = self._calls[id] = asyncio.create_task(self._serve(id, body))
-                task.add_done_callback(lambda _: self._calls.pop(id, None) and None)
+                task = asyncio.create_task(self._serve(id, body))
+                calls = self._tellers if isinstance(body, messages.Run | messages.Follow) else self._workers
+                calls[id] = task
+                task.add_done_callback(lambda _: calls.pop(id, None) and None)
             case messages.Ack(id, size):
                 if (credit := self._credits.get(id)) is not None:
                     credit.give(size)
             case messages.Cancel(id):
-                if (task := self._calls.get(id)) is not None:
+                if (task := self._tellers.get(id)) is not None:
                     task.cancel()
             case messages.Saved(run_ids):
                 self._node.runs.saved(run_ids)
@@ -131,7 +161,7 @@ class Connection:
             self._link.close()
 
     def _closed(self) -> None:
-        for task in self._calls.values():
+        for task in self._tellers.values():
             task.cancel()
         self._node.lost()
 
@@ -164,8 +194,7 @@ class Connection:
                 await (self._last(id, log) if last_only else self._items(id, log, after))
                 return
             case messages.Open(session_id, spec, files, meta):
-                await engine.open(spec, files, session_id=session_id)
-                node.sessions[session_id] = messages.HeldSession(session_id, meta, spec, None)
+                await node.once(session_id, lambda: node.open(session_id, spec, files, meta))
             case messages.Close(session_id):
                 node.sessions.pop(session_id, None)
                 await engine.close(session_id)
@@ -173,11 +202,7 @@ class Connection:
                 rewind = engine.redo if forward else engine.undo
                 value = msgspec.to_builtins(await _told(node, session_id, rewind(session_id, cells)))
             case messages.Fork(session_id, branches):
-                held = node.sessions.get(session_id)
-                await _told(node, session_id, engine.fork(session_id, len(branches), ids=tuple(branches)))
-                for branch, meta in branches.items():
-                    spec = model.SessionSpec() if held is None else held.spec
-                    node.sessions[branch] = messages.HeldSession(branch, meta, spec, None)
+                await node.once(next(iter(branches)), lambda: _told(node, session_id, node.fork(session_id, branches)))
             case messages.Sibling(session_id, sibling_id):
                 await _told(node, session_id, engine.sibling(session_id, sibling_id=sibling_id))
             case messages.Siblings(session_id):

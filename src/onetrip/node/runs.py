@@ -23,12 +23,12 @@ UNSAVED_S: Final = 24 * 3600.0  # of a run whose result nobody fetched
 class Entry:
     """One run. `began` is false while it waits for its turn in the session."""
 
-    __slots__ = ("began", "cancelled", "finished_at", "log", "meta", "saved", "session_id", "task")
+    __slots__ = ("began", "cancelled", "driven", "finished_at", "log", "meta", "saved", "session_id", "task")
 
     def __init__(self, session_id: str | None, meta: dict[str, str]) -> None:
         self.session_id, self.meta = session_id, meta
         self.log = Log()
-        self.saved = self.began = self.cancelled = False
+        self.saved = self.began = self.cancelled = self.driven = False
         self.finished_at = 0.0
         self.task: asyncio.Task[None] | None = None
 
@@ -76,7 +76,8 @@ class Runs:
             self._engine.interrupt_run(run_id)
         elif entry.task is not None:
             entry.cancelled = True
-            entry.task.cancel()
+            if entry.driven:  # else its task has not begun, and would never hear of it
+                entry.task.cancel()
 
     def saved(self, run_ids: Iterable[str]) -> None:
         """The server has these results for good."""
@@ -110,7 +111,11 @@ class Runs:
     async def _drive(self, run: messages.Run, entry: Entry) -> None:
         failure: BaseException | None = None
         self.running += 1
+        entry.driven = True
         try:
+            if entry.cancelled:
+                await entry.log.put(model.Done(_never_began(run)))
+                return
             if run.session_id is None:
                 spec = run.spec or model.SessionSpec()
                 events = self._engine.run(spec, run.cell, run.files, run_id=run.run_id, queue_ms=run.queue_ms)

@@ -52,6 +52,7 @@ class Session:
     last_used: float  # seconds since 1970
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
     running: int = 0  # runs that are on their way or wait, and calls at work
+    cells: int = 0  # runs alone, counted from the moment in which they are asked for
     dialect: dict[str, str] = field(default_factory=dict[str, str])  # of whoever opened it, for itself
 
     @property

@@ -78,12 +78,14 @@ class Runs:
             raise
         run, is_new = self._claimed(caller, session_id, f"cell {session_id}", request, idempotency_key)
         if is_new:
-            if session.running >= MAX_WAITING:
+            if session.cells > MAX_WAITING:
                 self._give_up(run, caller, idempotency_key)
-                raise Overloaded(f"{session.running} runs wait for their turn in this session", retry_after_s=1.0)
+                raise Overloaded(f"{MAX_WAITING} runs wait for their turn in this session", retry_after_s=1.0)
             self._observer.run_began(run, cell.code)
             body = _body(run, None, cell, {})
+            session.cells += 1
             run.waiting = self._owned.spawn(self._in_session(caller, run, session, body))
+            run.waiting.add_done_callback(lambda _: _one_less(session))
         return run
 
     def begin_shot(self, caller: Caller, request: RunRequest, *, idempotency_key: str | None = None) -> Run:
@@ -311,3 +313,7 @@ def _body(run: Run, spec: model.SessionSpec | None, cell: model.Cell, files: dic
     return messages.Run(
         run.id, run.session_id, spec, msgspec.structs.replace(cell, inputs={}), files, run.meta.told(), 0.0, inputs
     )
+
+
+def _one_less(session: Session) -> None:
+    session.cells -= 1
