@@ -5,6 +5,8 @@ import contextlib
 import json
 import os
 import select
+import shutil
+import signal
 import socket
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -56,13 +58,18 @@ class Server(servers.Server):
         """For another command on the same data."""
         return {**os.environ, "ONETRIP_DATA": str(self.data)}
 
-    def signal(self, number: int) -> None:
+    def send(self, number: int) -> None:
         assert self.process is not None
         self.process.send_signal(number)
 
     def close(self) -> None:
-        super().close()
+        if self.process is not None and self.process.poll() is None:
+            self.end(signal.SIGINT)
+        for node in self.nodes | self.find_nodes():  # of a server that was killed
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(node, signal.SIGTERM)
         wait_for(lambda: not any(alive(node) for node in self.nodes), 30, "the node did not end")
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     # ------------------------------------------------------------------ what there is of it
 
