@@ -11,7 +11,9 @@ from onetrip import environments
 from onetrip.errors import OnetripError
 
 README = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
-EXAMPLE, OUTPUT, BACK, BACK_OUTPUT, STREAM = re.findall(r"^```(?:python|text)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+EXAMPLE, OUTPUT, BACK, BACK_OUTPUT, STREAM, CONNECT = re.findall(
+    r"^```(?:python|text)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -44,3 +46,10 @@ def test_the_example_with_a_stream_yields_events_and_the_result_last(tmp_path):
     assert "".join(re.findall(r"^Stdout\(text='(.*)'\)$", done.stdout, re.MULTILINE)) == "0\\n1\\n2\\n"
     assert lines[-1].startswith("Done(result=Result(id='run_")
     assert "status='completed'" in lines[-1]
+
+
+@pytest.mark.slow
+def test_the_example_over_http_needs_only_an_address_and_a_key(tmp_path, shared_server):
+    example = CONNECT.replace("http://127.0.0.1:8400", shared_server.url).replace("TOKEN", repr(shared_server.token))
+    done = run(f"import onetrip\n{example}", tmp_path)
+    assert (done.stdout, done.stderr, done.returncode) == ("7\n", "", 0)
