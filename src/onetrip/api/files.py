@@ -8,11 +8,11 @@ from typing import Any, Final
 from urllib.parse import unquote_to_bytes
 
 import msgspec
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from onetrip.api.requests import caller, service
+from onetrip.api.requests import caller, pieces, service
 from onetrip.api.runs import JSON
 from onetrip.errors import BadRequest, NotFound, PreconditionFailed, RangeUnsatisfiable
 from onetrip.files import Opened
@@ -56,30 +56,21 @@ async def delete_file(request: Request) -> Response:
 async def put_file(request: Request) -> Response:
     who = caller(request, "user")
     path = _path(request)
-    sessions, stall_s = service(request).sessions, service(request).settings.stall_s
+    sessions = service(request).sessions
     async with sessions.workspace(who, request.path_params["sid"], changes=True) as workspace:
         existing = await asyncio.to_thread(_etag_of, workspace, path)
         _check_write(request, existing)
         with await asyncio.to_thread(workspace.upload, path) as upload:
-            pieces: list[bytes] = []
+            waiting: list[bytes] = []
             held = 0
-            stream = request.stream()
-            while True:
-                try:
-                    async with asyncio.timeout(stall_s):
-                        piece = await anext(stream, None)
-                except TimeoutError as err:
-                    raise BadRequest(f"no more of the body arrived for {stall_s:g} s; the file is as it was") from err
-                except ClientDisconnect as err:
-                    raise BadRequest("the body ended early; the file is as it was") from err
-                if piece is not None:
-                    pieces.append(piece)
+            async with contextlib.aclosing(pieces(request)) as body:
+                async for piece in body:
+                    waiting.append(piece)
                     held += len(piece)
-                if held >= CHUNK_BYTES or (piece is None and pieces):
-                    await asyncio.to_thread(upload.write, b"".join(pieces))
-                    pieces, held = [], 0
-                if piece is None:
-                    break
+                    if held >= CHUNK_BYTES:
+                        await asyncio.to_thread(upload.write, b"".join(waiting))
+                        waiting, held = [], 0
+            await asyncio.to_thread(upload.write, b"".join(waiting))
             async with _alone(request, sessions.writing):
                 if _is_conditional(request):  # again: much may have happened while the body arrived
                     existing = await asyncio.to_thread(_etag_of, workspace, path)

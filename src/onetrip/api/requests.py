@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+from collections.abc import AsyncGenerator
 from typing import Final, TypeVar
 
 import msgspec
@@ -90,6 +91,22 @@ async def read(request: Request, max_bytes: int, timeout_s: float) -> bytes:
     except ClientDisconnect as err:
         raise BadRequest("the body ended early") from err
     return b"".join(parts)
+
+
+async def pieces(request: Request) -> AsyncGenerator[bytes]:
+    """The body of an upload as it comes. Raises BadRequest when nothing comes for too long, or it ends early."""
+    stream, stall_s = request.stream(), service(request).settings.stall_s
+    while True:
+        try:
+            async with asyncio.timeout(stall_s):
+                piece = await anext(stream, None)
+        except TimeoutError as err:
+            raise BadRequest(f"no more of the body arrived for {stall_s:g} s; the file is as it was") from err
+        except ClientDisconnect as err:
+            raise BadRequest("the body ended early; the file is as it was") from err
+        if piece is None:
+            return
+        yield piece
 
 
 def _said(message: str) -> tuple[str, str | None]:

@@ -15,8 +15,9 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Message
 
+from onetrip.api.requests import pieces
 from onetrip.compat.e2b import contents
-from onetrip.compat.e2b.requests import json, sandbox, sandboxes, service
+from onetrip.compat.e2b.requests import json, sandbox, sandboxes
 from onetrip.compat.e2b.sandboxes import Sandbox
 from onetrip.compat.e2b.streams import Stream
 from onetrip.errors import BadRequest, TooLarge, Unauthorized
@@ -49,15 +50,15 @@ async def write(request: Request) -> Response:
     if content_type == "multipart/form-data":
         return await _write_form(request, box, given)
     path = contents.absolute(given)
-    pieces: AsyncIterator[bytes] = _body(request)
+    body: AsyncIterator[bytes] = pieces(request)
     match request.headers.get("content-encoding", "identity").strip().lower():
         case "gzip":
-            pieces = _unzipped(pieces)
+            body = _unzipped(body)
         case "identity" | "":
             pass
         case other:
             raise BadRequest(f"Content-Encoding: {other[:40]!r} is not known here", field="Content-Encoding")
-    await contents.write(box, path, pieces)
+    await contents.write(box, path, body)
     return json([_written(path)])
 
 
@@ -114,21 +115,6 @@ def _written(path: str) -> dict[str, str]:
 
 async def _upload(upload: UploadFile) -> AsyncGenerator[bytes]:
     while piece := await upload.read(contents.CHUNK_BYTES):
-        yield piece
-
-
-async def _body(request: Request) -> AsyncGenerator[bytes]:
-    stream, stall_s = request.stream(), service(request).settings.stall_s
-    while True:
-        try:
-            async with asyncio.timeout(stall_s):
-                piece = await anext(stream, None)
-        except TimeoutError as err:
-            raise BadRequest(f"no more of the body arrived for {stall_s:g} s; the file is as it was") from err
-        except ClientDisconnect as err:
-            raise BadRequest("the body ended early; the file is as it was") from err
-        if piece is None:
-            return
         yield piece
 
 
