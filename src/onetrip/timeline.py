@@ -279,9 +279,11 @@ class Timeline:
         while self.past[-1] is not target:
             point = self.past.pop()
             self.future.append(point)
-            if point.sleeper.users == 1:  # else it is some branch's past
-                # Made of the state that is not wanted, by a program that may have seen to it that its checkpoint does not sleep.
-                point.sleeper.sandbox.suspend(point.sleeper.pid, on=True)
+            # Else it is some branch's past. Made of the state that is not wanted, by a program that may have seen to it that its
+            # checkpoint does not sleep.
+            is_ours_alone = point.sleeper.users == 1
+            if is_ours_alone and not await point.sleeper.sandbox.suspend(point.sleeper.pid, MOVE_S):
+                raise SandboxFailed("a checkpoint that was undone could not be stopped")
         return await self._go_to_latest(keep_files=self.at_work > 0)
 
     async def redo(self, cells: int) -> Moved:
@@ -294,7 +296,7 @@ class Timeline:
         target = self.cells + cells
         while self.future and self.future[-1].cells <= target:
             point = self.future.pop()
-            point.sleeper.sandbox.suspend(point.sleeper.pid, on=False)
+            point.sleeper.sandbox.resume(point.sleeper.pid)
             self.past.append(point)
         return await self._go_to_latest(keep_files=self.at_work > 0)
 

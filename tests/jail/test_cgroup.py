@@ -100,6 +100,9 @@ def test_memory_beyond_the_limit_kills_the_process_and_is_counted(group):
 
 @needs_groups
 def test_fork_beyond_the_limit_is_refused_and_counted(group):
+    group.set_limits(
+        memory_bytes=2048 * MIB, processes=8
+    )  # far away: each fork copies the page tables of this process, which is large
     read_end, write_end = os.pipe()
 
     def bomb() -> None:

@@ -1,7 +1,7 @@
 """Endpoints of runs: one-shots, cells, results, events, interrupts."""
 
 import asyncio
-from typing import Final
+from typing import Final, TypeVar
 
 import msgspec
 from starlette.requests import Request
@@ -16,13 +16,14 @@ from onetrip.telemetry import note
 from onetrip.tenants import Caller
 
 MAX_WAIT_S: Final = 60
+Asked = TypeVar("Asked", bound=CellRequest)
 JSON: Final = "application/json"
 
 
 async def create_run(request: Request) -> Response:
     who = caller(request, "user")
     service(request).refuse_when_draining()
-    asked = await body(request, RunRequest)
+    asked = _streamed(request, await body(request, RunRequest))
     run = service(request).runs.begin_shot(who, asked, idempotency_key=idempotency_key(request))
     return await _answer(request, who, run, asked)
 
@@ -30,15 +31,20 @@ async def create_run(request: Request) -> Response:
 async def create_cell(request: Request) -> Response:
     who = caller(request, "user")
     service(request).refuse_when_draining()
-    asked = await body(request, CellRequest)
+    asked = _streamed(request, await body(request, CellRequest))
     run = service(request).runs.begin_cell(who, request.path_params["sid"], asked, idempotency_key=idempotency_key(request))
     return await _answer(request, who, run, asked)
+
+
+def _streamed(request: Request, asked: Asked) -> Asked:
+    """With what the `Accept` header says."""
+    return msgspec.structs.replace(asked, stream=True) if "text/event-stream" in request.headers.get("accept", "") else asked
 
 
 async def _answer(request: Request, who: Caller, run: Run, asked: CellRequest) -> Response:
     note(run_id=run.id, session_id=run.session_id)
     interrupts = asked.on_disconnect == "interrupt"
-    if asked.stream or "text/event-stream" in request.headers.get("accept", ""):
+    if asked.stream:
         return await _stream(request, who, run.id, 0, interrupts=interrupts)
     if interrupts:
         await _or_interrupt(request, who, run)

@@ -51,9 +51,9 @@ class ServedBackend:
         self._service.refuse_when_draining()
         runs = self._service.runs
         if session_id is None:
-            run = runs.begin_shot(self._caller, RunRequest(code=code, timeout_s=timeout_s))
+            run = runs.begin_shot(self._caller, RunRequest(code=code, timeout_s=timeout_s, stream=live))
         else:
-            run = runs.begin_cell(self._caller, session_id, CellRequest(code=code, timeout_s=timeout_s))
+            run = runs.begin_cell(self._caller, session_id, CellRequest(code=code, timeout_s=timeout_s, stream=live))
         note(run_id=run.id, session_id=session_id)
         try:
             if live:

@@ -21,6 +21,7 @@ NAMES: Final = {
     model.Displayed: "display",
     model.Done: "done",
 }
+READER_S: Final = 10.0
 _encode: Final = msgspec.json.Encoder().encode
 
 
@@ -48,8 +49,19 @@ class Log:
         self.failure: BaseException | None = None
         self._sizes: list[int] = [0]  # bytes before each record
         self._readers: set[_Reader] = set()
+        self._expected: _Reader | None = None
         self._room: asyncio.Event = asyncio.Event()
         self._waiters: collections.deque[asyncio.Future[None]] = collections.deque()
+
+    def expect_reader(self) -> None:
+        """One will come at once and begin at the first event: until it is there, or `READER_S` have gone, it counts as one that is slow."""
+        expected = self._expected = _Reader(0)
+        self._readers.add(expected)
+        asyncio.get_running_loop().call_later(READER_S, self._arrived, expected)
+
+    def _arrived(self, expected: _Reader) -> None:
+        self._readers.discard(expected)
+        self._room.set()
 
     async def put(self, event: model.Event) -> None:
         """Add an event; waits while a reader is far behind."""
@@ -84,6 +96,9 @@ class Log:
         """Records with a number above `after`, to the last. What was yielded counts as taken when the next one is asked for."""
         reader = _Reader(min(max(after, 0), len(self.records)))
         self._readers.add(reader)
+        if self._expected is not None:
+            expected, self._expected = self._expected, None
+            self._arrived(expected)
         try:
             while True:
                 while reader.at < len(self.records):

@@ -55,6 +55,7 @@ class Run(Message, frozen=True):
     meta: dict[str, str]
     queue_ms: float
     inputs: bytes = b"{}"  # those of the cell, as JSON: MessagePack has no integers of more than 64 bits
+    followed: bool = False  # a `Follow` from the first event on comes at once
 
 
 class Follow(Message, frozen=True):

@@ -57,6 +57,8 @@ class Runs:
             self._entries[run.run_id] = earlier
             raise Conflict(f"there is a run {run.run_id!r} already")
         entry = self._entries[run.run_id] = Entry(run.session_id, run.meta)
+        if run.followed:
+            entry.log.expect_reader()
         entry.task = asyncio.create_task(self._drive(run, entry))
         return entry
 

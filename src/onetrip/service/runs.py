@@ -82,7 +82,7 @@ class Runs:
                 self._give_up(run, caller, idempotency_key)
                 raise Overloaded(f"{MAX_WAITING} runs wait for their turn in this session", retry_after_s=1.0)
             self._observer.run_began(run, cell.code)
-            body = _body(run, None, cell, {})
+            body = _body(run, None, cell, {}, followed=request.stream)
             session.cells += 1
             run.waiting = self._owned.spawn(self._in_session(caller, run, session, body))
             run.waiting.add_done_callback(lambda _: _one_less(session))
@@ -95,7 +95,7 @@ class Runs:
         run, is_new = self._claimed(caller, None, "shot", request, idempotency_key)
         if is_new:
             self._observer.run_began(run, cell.code)
-            body = _body(run, spec, cell, files)
+            body = _body(run, spec, cell, files, followed=request.stream)
             run.waiting = self._owned.spawn(self._admitted(caller, run, spec.limits, body))
         return run
 
@@ -308,10 +308,10 @@ class Runs:
             await self._nodes.client.call(messages.Interrupt(run_id))
 
 
-def _body(run: Run, spec: model.SessionSpec | None, cell: model.Cell, files: dict[str, bytes]) -> messages.Run:
+def _body(run: Run, spec: model.SessionSpec | None, cell: model.Cell, files: dict[str, bytes], *, followed: bool) -> messages.Run:
     inputs = msgspec.json.encode(cell.inputs)
     return messages.Run(
-        run.id, run.session_id, spec, msgspec.structs.replace(cell, inputs={}), files, run.meta.told(), 0.0, inputs
+        run.id, run.session_id, spec, msgspec.structs.replace(cell, inputs={}), files, run.meta.told(), 0.0, inputs, followed
     )
 
 

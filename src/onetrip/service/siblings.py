@@ -70,7 +70,7 @@ class Siblings:
                 client, run_id = self._nodes.client, new_run_id()
                 inputs = msgspec.json.encode(cell.inputs)
                 bare = msgspec.structs.replace(cell, inputs={})
-                body = messages.Run(run_id, sibling_id, None, bare, {}, session.meta.told(), 0.0, inputs)
+                body = messages.Run(run_id, sibling_id, None, bare, {}, session.meta.told(), 0.0, inputs, followed=True)
                 running = self._owned.spawn(client.run(body))
                 await asyncio.sleep(0)  # so that it is on its way before anybody follows it
                 done = False

@@ -111,8 +111,12 @@ class Sandbox(Protocol):
         """A checkpoint that is needed; `release` as often as `pin`."""
         ...
 
-    def suspend(self, pid: int, *, on: bool) -> None:
-        """Stop a checkpoint that is not to run for now, or let it go on."""
+    async def suspend(self, pid: int, timeout_s: float) -> bool:
+        """Stop a checkpoint that is not to run for now, and wait until it does nothing any more. False: it was not still in time."""
+        ...
+
+    def resume(self, pid: int) -> None:
+        """Let it go on."""
         ...
 
     def release(self, pid: int) -> None:

@@ -126,6 +126,20 @@ class Room:
         """Fields of the process's stat file from the third on; none when it is gone."""
         return _fields(f"{pid}/stat", self.proc)
 
+    def is_still(self, pid: int) -> bool:
+        """Whether every thread of it is stopped or gone: until then it may finish what it does in the kernel, such as emptying a file."""
+        try:
+            folder = os.open(f"{pid}/task", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.proc)
+        except OSError:
+            return True
+        try:
+            states = [fields[0] for tid in os.listdir(folder) if (fields := _fields(f"{tid}/stat", folder))]
+        except OSError:
+            return True
+        finally:
+            os.close(folder)
+        return all(state in b"TtZX" for state in states)
+
     def how_it_ended(self, pid: int) -> Exit:
         """Of a process that nobody has waited for yet: its parent, a checkpoint, sleeps."""
         fields = self.fields(pid)

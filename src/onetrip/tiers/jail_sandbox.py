@@ -1,5 +1,6 @@
 """The host's handle on one sandbox of the jail: signals by handle, facts from the kernel, certain clean-up."""
 
+import asyncio
 import contextlib
 import dataclasses
 import functools
@@ -8,6 +9,7 @@ import resource
 import select
 import signal
 import socket
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +22,7 @@ from onetrip.tiers.base import Exit, LaunchSpec, Reading
 from onetrip.tiers.jail_processes import Processes, outside_of
 from onetrip.tiers.jail_room import CLOSE_S, FIRST, Room
 
+STILL_STEP_S: Final = 0.0005
 MAX_TASKS: Final = 8192  # of a session and all its branches together
 _MIB: Final = 1 << 20
 _PAGE: Final = os.sysconf("SC_PAGESIZE")
@@ -272,10 +275,22 @@ class JailSandbox:
             ):  # it never runs a program, and has to be able to fork when there are more of its kind
                 resource.prlimit(outside_of(handle), resource.RLIMIT_NPROC, (most, most))
 
-    def suspend(self, pid: int, *, on: bool) -> None:
+    async def suspend(self, pid: int, timeout_s: float) -> bool:
+        if (handle := self.room.handle(pid)) < 0:
+            return True
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(handle, signal.SIGSTOP)
+        give_up = time.monotonic() + timeout_s
+        while not self.room.is_still(pid):  # nobody is told of it but its parent
+            if time.monotonic() > give_up:
+                return False
+            await asyncio.sleep(STILL_STEP_S)
+        return True
+
+    def resume(self, pid: int) -> None:
         if (handle := self.room.handle(pid)) >= 0:
             with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(handle, signal.SIGSTOP if on else signal.SIGCONT)
+                signal.pidfd_send_signal(handle, signal.SIGCONT)
 
     def release(self, pid: int) -> None:
         self.room.release(pid)

@@ -48,7 +48,7 @@ class Interpreter:
                 async for event in events:
                     yield event
             return
-        run = self.service.runs.begin_cell(self.caller, self.session.id, CellRequest(code=code))
+        run = self.service.runs.begin_cell(self.caller, self.session.id, CellRequest(code=code, stream=True))
         done = False
         try:
             items = self.service.runs.events(self.caller, run.id)
