@@ -37,8 +37,11 @@ class Connection:
         self._port, self._token = port, token
 
     async def __aenter__(self) -> Self:
-        self._reader, self._writer = await asyncio.open_connection("127.0.0.1", self._port, limit=1 << 20)
+        await self._open()
         return self
+
+    async def _open(self) -> None:
+        self._reader, self._writer = await asyncio.open_connection("127.0.0.1", self._port, limit=1 << 20)
 
     async def __aexit__(self, *_exc: object) -> None:
         self._writer.close()
@@ -47,6 +50,9 @@ class Connection:
 
     async def ask(self, method: str, path: str, body: bytes = b"") -> bytes:
         """The body of the answer. Raises PlatformError for any status but 2xx."""
+        if self._reader.at_eof():  # closed by the server, as nothing was asked for long
+            self._writer.close()
+            await self._open()
         head = f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {self._token}\r\nContent-Length: {len(body)}\r\n\r\n"
         self._writer.write(head.encode() + body)
         head = await self._reader.readuntil(b"\r\n\r\n")

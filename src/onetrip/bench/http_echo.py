@@ -21,7 +21,16 @@ async def main() -> None:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen(64)
-        config = uvicorn.Config(app, http="httptools", loop="none", lifespan="off", ws="none", log_config=None, access_log=False)
+        config = uvicorn.Config(
+            app,
+            http="httptools",
+            loop="none",
+            lifespan="off",
+            ws="none",
+            log_config=None,
+            access_log=False,
+            timeout_keep_alive=75,
+        )
         server = uvicorn.Server(config)
         asyncio.get_running_loop().add_reader(sys.stdin.fileno(), lambda: setattr(server, "should_exit", True))
         print(listener.getsockname()[1], flush=True)
