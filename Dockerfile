@@ -29,7 +29,7 @@ RUN python -m venv /opt/onetrip/venv \
 
 FROM python:3.11-slim-bookworm
 COPY --from=build /opt/onetrip/venv /opt/onetrip/venv
-RUN useradd --uid 10001 --create-home --home-dir /home/onetrip onetrip \
+RUN useradd --uid 10001 --create-home --home-dir /var/lib/onetrip onetrip \
  && install -d -o onetrip -g onetrip -m 0700 /data
 ENV PATH=/opt/onetrip/venv/bin:$PATH ONETRIP_DATA=/data PYTHONUNBUFFERED=1
 USER onetrip
