@@ -191,6 +191,14 @@ class Load:
     async def open_session(self, client: httpx.AsyncClient) -> None:
         asked_at = time.monotonic()
         answer = await self.ask(client, "/v1/sessions", {"limits": {"memory_mb": 256}})
+        if (
+            answer is not None
+            and answer.status_code == 500
+            and self.fault_at >= asked_at
+            and answer.json()["code"] == "sandbox_failed"
+        ):
+            self.record.counts["session not begun: its zygote died"] += 1  # said so, nothing was begun: to be asked for again
+            return
         if answer is None or answer.status_code != 201:
             self.record.fail(f"a session: {answer and answer.text[:200]}")
             return
