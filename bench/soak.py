@@ -407,7 +407,10 @@ async def main(minutes: float, seed: int, *, only: str | None, as_json: bool) ->
             after = await at_rest(server)
         finally:
             await asyncio.to_thread(server.stop)
-        reap()
+        give_up = time.monotonic() + SETTLE_S
+        while descendants(os.getpid()) and time.monotonic() < give_up:  # the node's process ends a moment after it has said so
+            await asyncio.sleep(0.1)
+            reap()
         left = sorted(describe(pid) for pid in descendants(os.getpid()))
     report = {
         "minutes": minutes, "seed": seed, "capacity_per_s": round(most, 1), "load_per_s": round(most * LOAD, 1),

@@ -14,8 +14,8 @@ from onetrip.node import messages
 from onetrip.node.logs import Log
 
 KEEP_S: Final = 300.0  # events of a run whose result is saved: for readers that come back
-KEEP_BYTES: Final = 64 << 20  # of all such events together
-ENTRY_BYTES: Final = 3 << 10  # of a run beside its events: some objects
+KEEP_BYTES: Final = 32 << 20  # of all such events together
+ENTRY_BYTES: Final = 6 << 10  # of a run beside its events: some objects
 LOOK_EVERY_S: Final = 600.0
 UNSAVED_S: Final = 24 * 3600.0  # of a run whose result nobody fetched
 
