@@ -7,6 +7,8 @@
 #       --security-opt seccomp=unconfined --security-opt apparmor=unconfined --security-opt systempaths=unconfined \
 #       onetrip
 #
+# Not built or tried on an engine yet: the steps were run by hand, and the options follow from what the jail needs.
+#
 # Level `strict` needs namespaces, which an engine's own filters forbid; the three options take away what is in the way, and nothing else:
 #   seccomp=unconfined      unshare, mount and setns are not allowed by the engine's default filter without CAP_SYS_ADMIN
 #   apparmor=unconfined     the default profile forbids mount (Debian, Ubuntu)

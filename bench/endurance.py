@@ -233,7 +233,7 @@ async def main(one_shots: int, sessions: int, in_flight: int) -> int:
         async with onetrip.alocal() as engine:
             await engine.start()
             # Every zygote, thread and cache that a rush brings exists after a smaller one. A fifth, because the allocator needs about
-            # two thousand runs until it holds as much as it ever will: measured 39 MB after 120, 44 to 50 MB from 1,000 to 24,000.
+            # two thousand runs until it holds as much as it ever will: measured 39 MB after 120, 42 to 51 MB from 1,000 to 24,000, trimmed.
             await fill_executor()
             for work, count in ((one_shot, one_shots), (session, sessions)):
                 await run_all(engine, work, mixture(max(count // 5, 40), 0.7, dice), in_flight, Record(), lambda: None)

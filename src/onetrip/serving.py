@@ -204,7 +204,7 @@ def _local_token(tenants: Tenants, folder: Path) -> str:
 
 
 def run(settings: Settings, folder: Path, environ: Mapping[str, str], *, on_listening: Callable[[Listening], None]) -> int:
-    """`serve` on an event loop of its own: uvloop, which takes a fifth of the time per request (docs/decisions/017)."""
+    """`serve` on an event loop of its own: uvloop, which with httptools takes less than half of the time per request (docs/decisions/017)."""
     import uvloop  # noqa: PLC0415 - only who serves needs it
 
     return uvloop.run(serve(settings, folder, environ, on_listening=on_listening), debug=bool(sys.flags.dev_mode))
