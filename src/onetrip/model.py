@@ -11,6 +11,7 @@ import msgspec
 Status = Literal["completed", "failed", "limit_exceeded", "waiting", "interrupted", "lost"]
 LimitName = Literal["wall", "cpu", "memory", "processes", "disk", "output", "tool_calls"]
 Level = Literal["strict", "reduced"]
+Effect = Literal["pure", "read", "write"]
 
 
 class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -35,6 +36,49 @@ class ModulePolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
 class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     modules: ModulePolicy = ModulePolicy()
     network: Literal["off"] = "off"
+
+
+# ---------------------------------------------------------------------------------------------------- tools
+
+
+class Tool(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A function that a program can call, as its writer needs to know it; a client tool is declared as this."""
+
+    name: str  # identifiers, joined by dots: "get_weather", "shop.find"; what comes before the last dot is its namespace
+    description: str = ""
+    input_schema: dict[str, Any] = {}  # JSON Schema of an object, its properties in the order of the parameters; {}: anything
+    output_schema: dict[str, Any] | None = None
+    effect: Effect = "write"  # what a call changes: nothing and always the same · nothing · something
+    approval: Literal["never", "required"] = "never"  # whether somebody must allow each call before it is made
+    timeout_s: float | None = None  # of one call; None: the default of whoever answers it
+    side: Literal["server", "client"] = "client"  # who answers: we, or whoever asked for the run
+
+
+class ToolRequest(msgspec.Struct, frozen=True):
+    """One call that somebody has to answer. What the arguments say is the program's, and already known to be a JSON object."""
+
+    id: str  # the same for the same call of the same run, in whatever order calls arrive; an idempotency key for what the tool does
+    tool: str
+    arguments: bytes  # JSON
+    run_id: str
+    session_id: str | None = None
+
+
+class ToolFailure(msgspec.Struct, frozen=True):
+    """Why a call has no value. The program gets `ToolError`, `ToolTimeout`, `ToolDenied` or `ToolArgumentError`."""
+
+    message: str
+    type: Literal["error", "timeout", "denied", "arguments"] = "error"
+    retryable: bool = False  # whether the same call may succeed later
+    code: str | None = None  # a stable word for programs, such as "circuit_open"
+
+
+class ToolAnswer(msgspec.Struct, frozen=True):
+    """What a call gave: a value as JSON, or a failure."""
+
+    id: str
+    value: bytes = b"null"
+    error: ToolFailure | None = None
 
 
 class SessionSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -105,6 +149,28 @@ class FileInfo(msgspec.Struct, frozen=True):
     modified_ns: int
 
 
+class ToolCall(msgspec.Struct, frozen=True):
+    """A line of the ledger: one call that a program made."""
+
+    id: str
+    tool: str
+    arguments: Any
+    status: Literal["ok", "error", "denied", "timeout", "pending", "cancelled"]
+    started_ms: float  # since the run began
+    duration_ms: float
+    preview: str | None = None  # the beginning of the value, or of what went wrong
+    reused: bool = False  # it was not made again: an earlier program that failed had made it
+
+
+class PendingCall(msgspec.Struct, frozen=True):
+    """A call that waits for whoever asked for the run: for its answer, or for the permission to make it."""
+
+    id: str
+    tool: str
+    arguments: Any
+    kind: Literal["call", "approval"] = "call"
+
+
 class SessionState(msgspec.Struct, frozen=True):
     """What became of the session. `note` says why there is no checkpoint, what could not be brought back, or how it ended."""
 
@@ -150,8 +216,9 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     displays: tuple[DisplayData, ...] = ()
     error: ProgramError | None = None
     limit: LimitHit | None = None
-    pending: tuple[()] = ()
-    tool_calls: tuple[()] = ()
+    pending: tuple[PendingCall, ...] = ()  # with status `waiting`: answers may come in any order, some or all
+    tool_calls: tuple[ToolCall, ...] = ()
+    notes: tuple[str, ...] = ()  # what was mended in the program, and hints for its next version
     files: tuple[FileChange, ...] = ()
     session: SessionState = SessionState(survived=True)
     usage: Usage = Usage()
@@ -181,11 +248,21 @@ class Displayed(msgspec.Struct, frozen=True, tag="display"):
     display: DisplayData
 
 
+class ToolCalled(msgspec.Struct, frozen=True, tag="tool_call"):
+    call: ToolCall  # with status `pending`
+
+
+class ToolAnswered(msgspec.Struct, frozen=True, tag="tool_result"):
+    call: ToolCall
+
+
 class Done(msgspec.Struct, frozen=True, tag="done"):
+    """The last event; with status `waiting` the run goes on when its calls are answered, and so do the events."""
+
     result: Result
 
 
-Event = Started | Stdout | Stderr | Displayed | Done
+Event = Started | Stdout | Stderr | Displayed | ToolCalled | ToolAnswered | Done
 
 
 # ---------------------------------------------------------------------------------------------------- what the host can do
