@@ -11,7 +11,7 @@ from onetrip import config
 
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src" / "onetrip"
-ISLAND = {SOURCE / "wire.py", *(SOURCE / "guest").rglob("*.py"), *(SOURCE / "jail").rglob("*.py")}
+ISLAND = {*(SOURCE / "wire").rglob("*.py"), *(SOURCE / "guest").rglob("*.py"), *(SOURCE / "jail").rglob("*.py")}
 PROGRAMS = set((SOURCE / "compat" / "e2b" / "programs").glob("*.py"))  # texts that run in a sandbox
 HOST = sorted(set(SOURCE.rglob("*.py")) - ISLAND - PROGRAMS)
 

@@ -20,7 +20,7 @@ from typing import Any, Self
 from onetrip import wire
 
 PYTHON = os.environ.get("ONETRIP_TEST_PYTHON", sys.executable)  # to test the guest under another interpreter
-SOURCES = Path(wire.__file__).parent
+SOURCES = Path(wire.__file__).parents[1]
 BOOT = """
 import sys, os
 island, site, imports = sys.argv[1], sys.argv[2], sys.argv[3].split()
@@ -51,11 +51,11 @@ def descendants(pid: int) -> list[int]:
 
 
 def link_island(directory: Path) -> Path:
-    """A directory in which the package `ot_island` is wire.py and guest/, and nothing else."""
+    """A directory in which the package `ot_island` is wire/ and guest/, and nothing else."""
     package = directory / "ot_island"
     package.mkdir()
     (package / "__init__.py").write_text("")
-    (package / "wire.py").symlink_to(SOURCES / "wire.py")
+    (package / "wire").symlink_to(SOURCES / "wire")
     (package / "guest").symlink_to(SOURCES / "guest")
     return directory
 

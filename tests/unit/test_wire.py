@@ -268,7 +268,7 @@ for sizes in ((2, 0xFFFFFFFF), (0xFFFFFFFF, 0), (2, wire.MAX_PAYLOAD_BYTES)):
         got = "refused"
     print(got)
 """
-    folder = str(Path(wire.__file__).parent)
+    folder = str(Path(wire.__file__).parents[1])
     ran = subprocess.run([sys.executable, "-I", "-S", "-c", program, folder], capture_output=True, text=True, check=False)
     assert (ran.stdout.split(), ran.stderr) == (["refused", "refused", "None"], "")
 

@@ -14,7 +14,7 @@ __builtins__ = OWN
 
 _LIVE: Final = cast("dict[str, Any]", vars(builtins))
 _MISSING: Final = object()
-# What wire.py and the modules under it use where nothing fails.
+# What wire and the modules under it use where nothing fails.
 _NEEDED: Final = (
     "isinstance", "issubclass", "len", "getattr", "type", "bytes", "str", "int", "bool", "dict", "list", "tuple", "set", "sum",
     "map", "all", "range", "memoryview", "bytearray", "bin", "ValueError", "RecursionError", "TypeError",

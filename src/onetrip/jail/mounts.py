@@ -186,16 +186,13 @@ def _tool(name: str) -> str | None:
 
 def _island_files(island: str) -> dict[str, str]:
     """Our own code, with its compiled form: the jail's copy gets the same times, so Python accepts it."""
-    found = {f"{ISLAND}/wire.py": f"{island}/wire.py"}
-    for part in ("guest", "jail"):
+    found: dict[str, str] = {}
+    for part in ("wire", "guest", "jail"):
         for folder, _, names in os.walk(f"{island}/{part}"):
             inside = ISLAND + folder.removeprefix(island)
             found |= {
                 f"{inside}/{name}": f"{folder}/{name}" for name in names if name.endswith((".py", ".pyc", ".json", ".toml"))
             }
-    cache = f"{island}/__pycache__"
-    if os.path.isdir(cache):
-        found |= {f"{ISLAND}/__pycache__/{name}": f"{cache}/{name}" for name in os.listdir(cache) if name.startswith("wire.")}
     return found
 
 

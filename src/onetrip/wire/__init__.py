@@ -11,18 +11,42 @@ packet announces the sizes, so that they are refused before anything is allocate
     body    = consecutive bytes of header + payload
     header  = {"kind": str, "parts": [length of each part], ...fields}
 
-The guest shares its address space with code nobody trusts.  Everything it sends is checked here against `_GUEST_KINDS`
+The guest shares its address space with code nobody trusts.  Everything it sends is checked here against `GUEST_KINDS`
 and against the order of messages in `HostProtocol`; whatever does not fit raises `Violation`, which ends that sandbox and no
 other.  Every answer carries the `run` nonce of its own `Execute`, so a leftover of an earlier cell cannot answer a later one.
 
 stdout and stderr are not messages: they are two pipes that the host reads itself (docs/decisions/003).
-Standard library only: this file also runs inside the sandbox.
+Standard library only: this package also runs inside the sandbox.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from json import dumps, loads  # bound now: inside the sandbox the program may replace them in their module
-from typing import Any, ClassVar, Final, Literal, cast
+from typing import Any, Final, Literal, cast
+
+from .messages import (
+    GUEST_KINDS,
+    HOST_KINDS,
+    Blocked,
+    Checkpoint,
+    Display,
+    Done,
+    Execute,
+    Goodbye,
+    GuestMessage,
+    Hello,
+    HostMessage,
+    Kept,
+    Live,
+    Ready,
+    Refused,
+    Shutdown,
+    Spawn,
+    ToolCall,
+    ToolDrop,
+    ToolResult,
+    Tools,
+)
 
 VERSION: Final = 1
 PACKET_BYTES: Final = 64 * 1024  # below net.core.wmem_default (208 KiB), so that every kernel takes a packet whole
@@ -35,148 +59,6 @@ _PREFIX: Final = 9  # flags + two lengths
 
 class Violation(Exception):
     """The peer broke the protocol. The sandbox it belongs to must be ended; nothing else is affected."""
-
-
-# ---------------------------------------------------------------------------------------------------- messages
-
-
-@dataclass(frozen=True, slots=True)
-class Hello:
-    """Host → guest, at most once and before the first cell: what this session's program may do, where that is not everything."""
-
-    KIND: ClassVar = "hello"
-    session: Mapping[str, Any]  # {"modules": {"allow": [...]|null, "deny": [...]}, "threads": count, "at_home": bool}
-    parts: Sequence[bytes] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Execute:
-    """Host → guest: run one cell. One may be open at a time."""
-
-    KIND: ClassVar = "execute"
-    run: str  # nonce of this run; the answer must repeat it
-    cell: int  # 1, 2, 3 …: names the cell in tracebacks
-    final: bool  # a one-shot: join threads and run exit handlers before answering, as an ending program does
-    parts: Sequence[bytes] = ()  # [source as UTF-8, inputs as a JSON object]
-
-
-@dataclass(frozen=True, slots=True)
-class Checkpoint:
-    """Host → guest, between cells: fork. The parent stays behind as a checkpoint, the child goes on; `Kept` answers.
-
-    A descriptor comes with the packet: the checkpoint's own socket, on which it waits for `Spawn`; its end ends the checkpoint.
-    """
-
-    KIND: ClassVar = "checkpoint"
-    number: int  # of the checkpoint, counted by the host
-    parts: Sequence[bytes] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Spawn:
-    """Host → checkpoint, on its own socket: fork a process that goes on from here; `Live` answers on the channel that it has.
-
-    `branch`: channel, stdout and stderr of its own and a Landlock ruleset come with the packet; it works in the folder `workspace`.
-    A sibling is told the same, with the folder that it shares.
-    """
-
-    KIND: ClassVar = "spawn"
-    branch: bool
-    workspace: str
-    parts: Sequence[bytes] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Shutdown:
-    """Host → guest: leave the loop. Only a courtesy; the host kills in any case."""
-
-    KIND: ClassVar = "shutdown"
-    parts: Sequence[bytes] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Ready:
-    """Guest → host, once: the jail is closed and the loop is waiting. Sent before any user code has run."""
-
-    KIND: ClassVar = "ready"
-    version: int
-    python: str
-    held: tuple[str, ...]  # mechanisms that this process applied to itself
-    parts: Sequence[bytes] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Refused:
-    """Guest → host instead of `Ready`: a step of the jail failed and the sandbox did not start."""
-
-    KIND: ClassVar = "refused"
-    step: str
-    errno: int
-    detail: str
-    parts: Sequence[bytes] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Kept:
-    """Guest → host, the answer to `Checkpoint`. Process ids are the sandbox's own; the host checks them against the kernel."""
-
-    KIND: ClassVar = "kept"
-    number: int
-    live: int  # the process that speaks and goes on
-    checkpoint: int  # its parent, which is the checkpoint; 0: there is none
-    why: str  # why there is none, or none that is worth keeping
-    parts: Sequence[bytes] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Live:
-    """Guest → host, the answer to `Spawn`: this process goes on from the checkpoint."""
-
-    KIND: ClassVar = "live"
-    live: int
-    note: str  # what could not be brought back, such as an open file that is gone
-    parts: Sequence[bytes] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Display:
-    """Guest → host while a cell runs: one rich output, as MIME type → bytes (`mimes[i]` belongs to `parts[i]`)."""
-
-    KIND: ClassVar = "display"
-    run: str
-    mimes: tuple[str, ...]
-    is_result: bool
-    parts: Sequence[bytes] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Done:
-    """Guest → host, exactly once per `Execute`. `parts[0]` is a JSON object, the guest's claims about the outcome:
-
-    `text` repr of the last expression or null · `value` its JSON form or null · `has_value` whether there is one ·
-    `error` null or {"type", "message", "traceback", "line"} · `interrupted` KeyboardInterrupt by the host's signal ·
-    `limit` null or the limit that the program's own exception points to ("memory", "disk", "processes").
-    """
-
-    KIND: ClassVar = "done"
-    run: str
-    parts: Sequence[bytes] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Goodbye:
-    """Guest → host: the loop ended on `Shutdown`. End of file without it is a crash."""
-
-    KIND: ClassVar = "goodbye"
-    parts: Sequence[bytes] = ()
-
-
-HostMessage = Hello | Execute | Checkpoint | Spawn | Shutdown
-GuestMessage = Ready | Refused | Kept | Live | Display | Done | Goodbye
-_HOST_KINDS: Final = {"hello": Hello, "execute": Execute, "checkpoint": Checkpoint, "spawn": Spawn, "shutdown": Shutdown}
-_GUEST_KINDS: Final = {
-    "ready": Ready, "refused": Refused, "kept": Kept, "live": Live, "display": Display, "done": Done, "goodbye": Goodbye
-}  # fmt: skip
 
 
 # ---------------------------------------------------------------------------------------------------- encoding
@@ -278,9 +160,9 @@ def _decode(kinds: Mapping[str, Any], header: bytes, payload: memoryview) -> Any
 
 
 _FIELD_TYPES: Final[Mapping[str, type]] = {
-    **dict.fromkeys(("run", "python", "step", "detail", "why", "note", "workspace"), str),
-    **dict.fromkeys(("cell", "version", "errno", "number", "live", "checkpoint"), int),
-    **dict.fromkeys(("final", "is_result", "branch"), bool),
+    **dict.fromkeys(("run", "python", "step", "detail", "why", "note", "workspace", "tool", "path"), str),
+    **dict.fromkeys(("cell", "version", "errno", "number", "live", "checkpoint", "ordinal", "asked", "answered"), int),
+    **dict.fromkeys(("final", "is_result", "branch", "failed"), bool),
     "session": dict,
 }
 _NAME_LISTS: Final = frozenset({"held", "mimes"})
@@ -314,13 +196,14 @@ HostState = Literal["starting", "idle", "running", "moving", "ended"]
 class HostProtocol:
     """The host's end: checks what the guest sends and when it sends it.
 
-    starting ─Ready→ idle ─execute()→ running ─Done→ idle;  Refused and Goodbye end it.  Display only while running.
+    starting ─Ready→ idle ─execute()→ running ─Done→ idle;  Refused and Goodbye end it.  Display and calls of tools only while running.
     idle ─checkpoint()→ moving ─Kept→ idle;  any but ended ─start_over()→ moving ─Live→ idle.
     """
 
     state: HostState = "starting"
     run: str | None = None
     number: int | None = None  # of the checkpoint that is being made
+    calls: int = 0  # of tools, in this run
     _frames: _Reassembler = field(default_factory=_Reassembler)
 
     def execute(self, message: Execute) -> Iterator[bytes]:
@@ -328,8 +211,14 @@ class HostProtocol:
         if self.state != "idle":
             raise RuntimeError(f"cannot execute while {self.state}")
         out = packets(message)
-        self.state, self.run = "running", message.run
+        self.state, self.run, self.calls = "running", message.run, 0
         return out
+
+    def tool_result(self, number: int, *, failed: bool, body: bytes) -> Iterator[bytes]:
+        """Packets that answer a call of the open run. Raises RuntimeError when there is none, ValueError for what is too large."""
+        if self.state != "running" or self.run is None:
+            raise RuntimeError(f"cannot answer a call while {self.state}")
+        return packets(ToolResult(self.run, number, failed, (body,)))
 
     def checkpoint(self, message: Checkpoint) -> Iterator[bytes]:
         """Packets that ask for a checkpoint. Raises RuntimeError when the guest is not idle."""
@@ -349,7 +238,7 @@ class HostProtocol:
         frame = self._frames.feed(packet)
         if frame is None:
             return None
-        message: GuestMessage = _decode(_GUEST_KINDS, *frame)
+        message: GuestMessage = _decode(GUEST_KINDS, *frame)
         match message:
             case Ready():
                 if self.state != "starting" or message.version != VERSION:
@@ -371,6 +260,18 @@ class HostProtocol:
             case Display():
                 if self.state != "running" or message.run != self.run or len(message.mimes) != len(message.parts):
                     raise Violation("a Display outside of its run")
+            case ToolCall():
+                if self.state != "running" or message.run != self.run or len(message.parts) != 1 or message.ordinal < 0:
+                    raise Violation("a ToolCall outside of its run")
+                self.calls += 1
+                if message.number != self.calls:
+                    raise Violation("calls that are not counted")
+            case ToolDrop():
+                if self.state != "running" or message.run != self.run or not 1 <= message.number <= self.calls:
+                    raise Violation("a ToolDrop of no call")
+            case Blocked():
+                if self.state != "running" or message.run != self.run or not 0 <= message.answered <= message.asked <= self.calls:
+                    raise Violation("a Blocked that cannot be")
             case Done():
                 if self.state != "running" or message.run != self.run or len(message.parts) != 1:
                     raise Violation("a Done that nobody waits for")
@@ -390,4 +291,38 @@ class GuestProtocol:
 
     def receive(self, packet: bytes) -> HostMessage | None:
         frame = self._frames.feed(packet)
-        return None if frame is None else _decode(_HOST_KINDS, *frame)
+        return None if frame is None else _decode(HOST_KINDS, *frame)
+
+
+__all__ = [
+    "MAX_HEADER_BYTES",
+    "MAX_PARTS",
+    "MAX_PAYLOAD_BYTES",
+    "PACKET_BYTES",
+    "VERSION",
+    "Blocked",
+    "Checkpoint",
+    "Display",
+    "Done",
+    "Execute",
+    "Goodbye",
+    "GuestMessage",
+    "GuestProtocol",
+    "Hello",
+    "HostMessage",
+    "HostProtocol",
+    "HostState",
+    "Kept",
+    "Live",
+    "Ready",
+    "Refused",
+    "Shutdown",
+    "Spawn",
+    "ToolCall",
+    "ToolDrop",
+    "ToolResult",
+    "Tools",
+    "Violation",
+    "is_name",
+    "packets",
+]
