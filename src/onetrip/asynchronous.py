@@ -4,21 +4,37 @@ import asyncio
 import contextlib
 import os
 import secrets
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable, Mapping
 from typing import Any, BinaryIO, Literal, Self, TypeVar, cast, overload
 
 import msgspec
 
 from onetrip import checks
 from onetrip.errors import BadRequest, OnetripError, PlatformError, Unavailable
-from onetrip.model import Cell, Done, Event, FileInfo, Level, Limits, Policy, Result, Rewound, SessionSpec, Support
+from onetrip.model import (
+    Cell,
+    Done,
+    Event,
+    FileInfo,
+    Level,
+    Limits,
+    Policy,
+    Result,
+    Rewound,
+    SessionSpec,
+    Support,
+    ToolAnswer,
+    ToolFailure,
+)
 from onetrip.seam import Engine, Files
+from onetrip.toolargs import Given, ToolLike
 
 T = TypeVar("T")
 PathLike = str | os.PathLike[str]
 FileContents = Mapping[str, bytes | str]
 LimitsLike = Limits | Mapping[str, Any] | None
 PolicyLike = Policy | Mapping[str, Any] | None
+Answers = Mapping[str, Any]  # id of a call → what it gives: a JSON value, or a `ToolFailure` or exception
 
 
 class AsyncLocal:
@@ -26,6 +42,7 @@ class AsyncLocal:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        self._waiting = Waiting(engine)
 
     async def __aenter__(self) -> Self:
         return self
@@ -40,10 +57,19 @@ class AsyncLocal:
     async def run(self, code: str, **options: Any) -> Result:
         """Run one program in a sandbox of its own and return its result; a program that fails is a result, too.
 
-        Options: `environment`, `files` (path → bytes or text), `inputs` (name → JSON value), `limits`, `policy`, `timeout_s`,
-        `isolation_floor`. Raises BadRequest, Unavailable or PlatformError; then nothing has run. Cancelling ends the sandbox.
+        Options: `environment`, `files` (path → bytes or text), `inputs` (name → JSON value), `tools`, `limits`, `policy`, `timeout_s`,
+        `isolation_floor`. Of `tools`, functions of yours are called here, in this process; those that are declared (`Tool`, or a
+        dictionary like it) are yours to answer: the result is `waiting`, and `answer` goes on. Raises BadRequest, Unavailable or PlatformError; then nothing has run. Cancelling ends the sandbox.
         """
-        return await _last(self.stream(code, **options))
+        return await self._waiting.result(self.stream(code, **options))
+
+    async def answer(self, run: Result | str, answers: Answers) -> Result:
+        """Answer calls that a run waits for, some or all, and return its next result, `waiting` again or not.
+
+        `answers`: id of a call → its value (JSON), or a `ToolFailure` or an exception of yours; of an approval True, or a `ToolFailure`.
+        All are taken or none: raises BadRequest for an id that never was, Conflict for one that does not wait any more, NotFound.
+        """
+        return await self._waiting.answer(run, answers)
 
     async def stream(
         self,
@@ -52,24 +78,39 @@ class AsyncLocal:
         environment: str = "default",
         files: FileContents | None = None,
         inputs: Mapping[str, Any] | None = None,
+        tools: Iterable[ToolLike] | None = None,
+        wait_s: float = SessionSpec().wait_s,
         limits: LimitsLike = None,
         policy: PolicyLike = None,
         timeout_s: float | None = None,
         isolation_floor: Level = "strict",
     ) -> AsyncGenerator[Event]:
-        """The same, event by event; the last one is `Done` with the result. A slow reader slows the program."""
-        spec = _spec(environment=environment, limits=limits, policy=policy, isolation_floor=isolation_floor)
-        cell = Cell(code=code, inputs=dict(inputs or {}), timeout_s=timeout_s, final=True)
-        events = self._engine.run(spec, cell, _contents(files))
-        async with contextlib.aclosing(events):
-            async for event in events:
-                yield event
+        """The same, event by event; the last one is `Done` with the result. A slow reader slows the program.
+
+        After a `Done` that is `waiting` the events go on when the calls are answered, with `answer` from another task or before the next event.
+        """
+        with contextlib.closing(Given(tools)) as given:
+            spec = _spec(
+                environment=environment,
+                limits=limits,
+                policy=policy,
+                isolation_floor=isolation_floor,
+                tools=given.tools,
+                wait_s=wait_s,
+            )
+            cell = Cell(code=code, inputs=dict(inputs or {}), timeout_s=timeout_s, final=True)
+            events = self._engine.run(spec, cell, _contents(files), ask=given.ask)
+            async with contextlib.aclosing(events):
+                async for event in events:
+                    yield event
 
     def session(
         self,
         *,
         environment: str = "default",
         files: FileContents | None = None,
+        tools: Iterable[ToolLike] | None = None,
+        wait_s: float = SessionSpec().wait_s,
         limits: LimitsLike = None,
         policy: PolicyLike = None,
         metadata: Mapping[str, str] | None = None,
@@ -83,22 +124,25 @@ class AsyncLocal:
 
         `checkpoints`: how many cells can be undone; 0 for a session that a killed cell ends. `on_error="rollback"`: a cell that
         raises leaves nothing behind. `threads` of OpenMP and BLAS: with more than one there are no checkpoints. `idle_timeout_s`:
-        when a server ends it if nothing is asked of it; an embedded session lives as long as its engine. One that was opened
+        when a server ends it if nothing is asked of it; `tools`: see `run`; `wait_s`: how long a call waits for your answer. An embedded session lives as long as its engine. One that was opened
         without `with` on a server lives on when the client is closed (`attach`).
         """
+        given = Given(tools)
         spec = _spec(
             environment=environment, limits=limits, policy=policy, isolation_floor=isolation_floor, metadata=dict(metadata or {}),
-            idle_timeout_s=idle_timeout_s, checkpoints=checkpoints, on_error=on_error, threads=threads,
+            idle_timeout_s=idle_timeout_s, checkpoints=checkpoints, on_error=on_error, threads=threads, tools=given.tools, wait_s=wait_s,
         )  # fmt: skip
         contents = _contents(files)
-        return AsyncSession(self._engine, lambda: self._engine.open(spec, contents))
+        return AsyncSession(
+            self._engine, lambda: self._engine.open(spec, contents, ask=given.ask), waiting=self._waiting, given=given
+        )
 
     def attach(self, session_id: str) -> "AsyncSession":
         """A session that is there already, by its id: `s = await ot.attach(id)`. With `async with` it is closed at the end, as any.
 
         Awaiting it raises NotFound, or SessionGone with the reason.
         """
-        return AsyncSession(self._engine, lambda: self._engine.attach(session_id))
+        return AsyncSession(self._engine, lambda: self._engine.attach(session_id), waiting=self._waiting)
 
     async def support(self) -> Support:
         """What isolation there is."""
@@ -106,14 +150,50 @@ class AsyncLocal:
 
     async def aclose(self) -> None:
         """Embedded: end every sandbox; waits until nothing is left. Connected: end the connections; sessions live on."""
+        await self._waiting.aclose()
         await self._engine.aclose()
+
+
+class Waiting:
+    """Runs whose result is `waiting`, with the rest of their events."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._events: dict[str, AsyncGenerator[Event]] = {}
+
+    async def result(self, events: AsyncGenerator[Event]) -> Result:
+        """The next result among these events."""
+        keep = False
+        try:
+            async for event in events:
+                if isinstance(event, Done):
+                    if keep := event.result.status == "waiting":
+                        self._events[event.result.id] = events
+                    return event.result
+        finally:
+            if not keep:
+                await events.aclose()
+        raise PlatformError("the run ended without a result")
+
+    async def answer(self, run: Result | str, answers: Answers) -> Result:
+        """See `AsyncLocal.answer`."""
+        run_id = run.id if isinstance(run, Result) else run
+        await self._engine.answer(run_id, [_answer(call_id, given) for call_id, given in answers.items()])
+        return await self.result(self._events.pop(run_id, None) or self._engine.follow(run_id))
+
+    async def aclose(self) -> None:
+        while self._events:
+            await self._events.popitem()[1].aclose()
 
 
 class AsyncSession:
     """One session. Cells run one after the other; `interrupt` may come from another task."""
 
-    def __init__(self, engine: Engine, begin: Callable[[], Awaitable[str]] | None, session_id: str | None = None) -> None:
-        self._engine, self._begin = engine, begin
+    def __init__(
+        self, engine: Engine, begin: Callable[[], Awaitable[str]] | None, session_id: str | None = None, *, waiting: Waiting,
+        given: Given | None = None,
+    ) -> None:  # fmt: skip
+        self._engine, self._begin, self._waiting, self._given = engine, begin, waiting, given
         self._id = session_id
         self.files = AsyncFiles(self)
 
@@ -147,15 +227,34 @@ class AsyncSession:
             if kind is None and not isinstance(err, Unavailable):
                 raise
 
-    async def run(self, code: str, *, inputs: Mapping[str, Any] | None = None, timeout_s: float | None = None) -> Result:
-        """Run one cell; variables of earlier cells are there. Raises SessionGone when an earlier cell took the session with it."""
-        return await _last(self.stream(code, inputs=inputs, timeout_s=timeout_s))
+    async def run(
+        self,
+        code: str,
+        *,
+        inputs: Mapping[str, Any] | None = None,
+        timeout_s: float | None = None,
+        tools: Iterable[ToolLike] | None = None,
+    ) -> Result:
+        """Run one cell; variables of earlier cells are there. Raises SessionGone when an earlier cell took the session with it.
+
+        Raises Conflict while the cell before waits for answers. `tools`: declared ones, for this cell beside those of the session.
+        """
+        return await self._waiting.result(self.stream(code, inputs=inputs, timeout_s=timeout_s, tools=tools))
+
+    async def answer(self, run: Result | str, answers: Answers) -> Result:
+        """See `AsyncLocal.answer`."""
+        return await self._waiting.answer(run, answers)
 
     async def stream(
-        self, code: str, *, inputs: Mapping[str, Any] | None = None, timeout_s: float | None = None, final: bool = False
-    ) -> AsyncGenerator[Event]:
+        self, code: str, *, inputs: Mapping[str, Any] | None = None, timeout_s: float | None = None, final: bool = False,
+        tools: Iterable[ToolLike] | None = None,
+    ) -> AsyncGenerator[Event]:  # fmt: skip
         """The same, event by event. `final`: behave at the end as an ending program does (threads joined, exit handlers run)."""
-        events = self._engine.execute(self.id, Cell(code=code, inputs=dict(inputs or {}), timeout_s=timeout_s, final=final))
+        given = Given(tools)
+        if given.ask is not None:
+            raise BadRequest("tools: functions are given to the session, not to one cell of it", field="tools")
+        cell = Cell(code=code, inputs=dict(inputs or {}), timeout_s=timeout_s, final=final, tools=given.tools)
+        events = self._engine.execute(self.id, cell)
         async with contextlib.aclosing(events):
             async for event in events:
                 yield event
@@ -178,7 +277,8 @@ class AsyncSession:
         Memory is shared until one of them changes it. Raises Unavailable when the session has no checkpoint of its present state.
         """
         made = [
-            AsyncSession(self._engine, None, branch) for branch in await self._engine.fork(self.id, 1 if count is None else count)
+            AsyncSession(self._engine, None, branch, waiting=self._waiting)
+            for branch in await self._engine.fork(self.id, 1 if count is None else count)
         ]
         return made[0] if count is None else made
 
@@ -189,6 +289,8 @@ class AsyncSession:
     async def aclose(self) -> None:
         if self._id is not None:
             await self._engine.close(self._id)
+        if self._given is not None:
+            self._given.close()
 
     close = aclose
 
@@ -255,12 +357,16 @@ def _refused(field: str, path: PathLike) -> Generator[None]:
         raise BadRequest(f"{field}: {os.fspath(path)!r}: {getattr(err, 'strerror', None) or err}", field=field) from err
 
 
-async def _last(events: AsyncGenerator[Event]) -> Result:
-    async with contextlib.aclosing(events):
-        async for event in events:
-            if isinstance(event, Done):
-                return event.result
-    raise PlatformError("the run ended without a result")
+def _answer(call_id: str, given: object) -> ToolAnswer:
+    if isinstance(given, ToolFailure):
+        return ToolAnswer(call_id, error=given)
+    if isinstance(given, BaseException):
+        kind = "denied" if isinstance(given, PermissionError) else "timeout" if isinstance(given, TimeoutError) else "error"
+        return ToolAnswer(call_id, error=ToolFailure(f"{type(given).__name__}: {given}", kind))
+    try:
+        return ToolAnswer(call_id, msgspec.json.encode(given))
+    except (TypeError, ValueError, RecursionError) as err:
+        raise BadRequest(f"answers: the value of {call_id!r} is not JSON: {err}", field="answers") from err
 
 
 def _contents(files: FileContents | None) -> dict[str, bytes]:

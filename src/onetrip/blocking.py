@@ -5,13 +5,14 @@ So pools refill and deadlines fire while the caller does something else. There i
 
 import asyncio
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import Any, BinaryIO, Self, TypeVar, overload
 
-from onetrip.asynchronous import AsyncFiles, AsyncLocal, AsyncSession, PathLike
+from onetrip.asynchronous import Answers, AsyncFiles, AsyncLocal, AsyncSession, PathLike
 from onetrip.errors import OnetripError, PlatformError, Unavailable
 from onetrip.model import Event, FileInfo, Level, Result, Rewound, Support
+from onetrip.toolargs import ToolLike
 
 T = TypeVar("T")
 
@@ -75,6 +76,9 @@ class Local:
     def run(self, code: str, **options: Any) -> Result:
         return self._call(lambda: self._async.run(code, **options))
 
+    def answer(self, run: Result | str, answers: Answers) -> Result:
+        return self._call(lambda: self._async.answer(run, answers))
+
     def stream(self, code: str, **options: Any) -> Iterator[Event]:
         return _iterate(self._call, self._async.stream(code, **options))
 
@@ -133,14 +137,26 @@ class Session:
             if kind is None and not isinstance(err, Unavailable):
                 raise
 
-    def run(self, code: str, *, inputs: Mapping[str, Any] | None = None, timeout_s: float | None = None) -> Result:
-        result: Result = self._call(lambda: self._async.run(code, inputs=inputs, timeout_s=timeout_s))
+    def run(
+        self,
+        code: str,
+        *,
+        inputs: Mapping[str, Any] | None = None,
+        timeout_s: float | None = None,
+        tools: Iterable[ToolLike] | None = None,
+    ) -> Result:
+        result: Result = self._call(lambda: self._async.run(code, inputs=inputs, timeout_s=timeout_s, tools=tools))
+        return result
+
+    def answer(self, run: Result | str, answers: Answers) -> Result:
+        result: Result = self._call(lambda: self._async.answer(run, answers))
         return result
 
     def stream(
-        self, code: str, *, inputs: Mapping[str, Any] | None = None, timeout_s: float | None = None, final: bool = False
-    ) -> Iterator[Event]:
-        return _iterate(self._call, self._async.stream(code, inputs=inputs, timeout_s=timeout_s, final=final))
+        self, code: str, *, inputs: Mapping[str, Any] | None = None, timeout_s: float | None = None, final: bool = False,
+        tools: Iterable[ToolLike] | None = None,
+    ) -> Iterator[Event]:  # fmt: skip
+        return _iterate(self._call, self._async.stream(code, inputs=inputs, timeout_s=timeout_s, final=final, tools=tools))
 
     def undo(self, cells: int = 1) -> Rewound:
         done: Rewound = self._call(lambda: self._async.undo(cells))

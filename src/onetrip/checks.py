@@ -4,15 +4,16 @@ Every refusal is a `BadRequest` whose `field` names the part of the request, and
 The command line and the Python interface both come through here, so the same mistake gets the same words.
 """
 
+import keyword
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple, cast
 
 import msgspec
 
 from onetrip.errors import BadRequest
-from onetrip.model import Limits
+from onetrip.model import Limits, Tool
 
 MAX_SOURCE_BYTES: Final = 10 * 1024 * 1024  # of one cell; CPython's parser needs about 100 times that in memory
 MAX_INPUT_BYTES: Final = 32 * 1024 * 1024  # of all inputs as JSON; half of what one frame carries
@@ -98,6 +99,47 @@ def check_siblings(siblings: object, *, checkpoints: int, threads: int) -> None:
     allowed = Range(0, MAX_SIBLINGS, "interpreters", "less than none, or more than one room should hold")
     if _check_range("siblings", siblings, allowed) and (not checkpoints or threads > 1):
         raise BadRequest("siblings: a session without checkpoints, or with several threads, can have none.", field="siblings")
+
+
+MAX_TOOLS: Final = 2000
+MAX_CATALOGUE_BYTES: Final = 8 * 1024 * 1024
+RESERVED_NAMES: Final = frozenset(
+    {"search", "describe", "ToolError", "ToolTimeout", "ToolDenied", "ToolArgumentError"}
+)  # in the module `tools` itself
+
+
+def check_tools(tools: Sequence[Tool], *, field: str = "tools") -> None:
+    """Names that a program can write, each once; schemas of objects; not more than a guest should be told."""
+    if len(tools) > MAX_TOOLS:
+        raise BadRequest(f"{field}: {len(tools):,} tools; the most is {MAX_TOOLS:,}.", field=field)
+    seen: set[str] = set()
+    size = 0
+    for i, tool in enumerate(tools):
+        where = f"{field}[{i}]"
+        parts = tool.name.split(".")
+        if len(tool.name) > 200 or not all(
+            part.isidentifier() and part.isascii() and not keyword.iskeyword(part) for part in parts
+        ):
+            raise BadRequest(
+                f"{where}.name: {tool.name[:80]!r} is not a name that a program can call.",
+                hint="Use letters, digits and _, not beginning with a digit; a dot between a namespace and a name.",
+                field=f"{where}.name",
+            )
+        if parts[0] in RESERVED_NAMES or any(part.startswith("__") for part in parts):
+            raise BadRequest(
+                f"{where}.name: {tool.name!r} is the name of something else in the module `tools`.", field=f"{where}.name"
+            )
+        if tool.name in seen:
+            raise BadRequest(f"{where}.name: there are two tools named {tool.name!r}.", field=f"{where}.name")
+        seen.add(tool.name)
+        if tool.input_schema.get("type", "object") != "object":
+            raise BadRequest(f"{where}.input_schema: must describe an object.", field=f"{where}.input_schema")
+        size += len(msgspec.json.encode(tool))
+    spaces = {name[:at] for name in seen for at, letter in enumerate(name) if letter == "."}
+    if both := sorted(seen & spaces):
+        raise BadRequest(f"{field}: {both[0]!r} is a tool and a namespace.", field=field)
+    if size > MAX_CATALOGUE_BYTES:
+        raise BadRequest(f"{field}: {size:,} bytes in all; the most is {MAX_CATALOGUE_BYTES:,}.", field=field)
 
 
 def check_count(count: object) -> None:

@@ -5,9 +5,10 @@ the event loop, in the order of arrival. One task waits at a time.
 """
 
 import asyncio
+import collections
 import contextlib
 import socket
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final
 
 from onetrip import wire
@@ -41,6 +42,8 @@ class Conversation:
         self._wakeup: asyncio.Future[None] | None = None
         self._moved: wire.Kept | wire.Live | None = None
         self._refusal: str | None = None
+        self._outgoing: collections.deque[Iterator[bytes]] = collections.deque()  # messages; of the first, packets that are left
+        self._next: bytes | None = None  # a packet of it that found no room
         self.protocol = wire.HostProtocol()
         self.ended: str | None = None
         self.fallen: str | None = None
@@ -87,9 +90,21 @@ class Conversation:
         finally:
             self._wakeup = None
 
+    async def wait_until(self, happened: Callable[[], bool], within_s: float) -> bool:
+        """Whether it happened in time; looked at whenever something does."""
+        try:
+            async with asyncio.timeout(within_s):
+                while not happened():
+                    await self.wait()
+        except TimeoutError:
+            return False
+        return True
+
     async def send(self, packets: Iterable[bytes], fds: Sequence[int] = ()) -> None:
         """Send all packets, `fds` with the first. Returns early when the other end is gone."""
         channel = self._sandbox.channel
+        while self._outgoing and self.silent is None:  # the guest takes them when it waits for us
+            await self.wait()
         for packet in packets:
             while self.silent is None:
                 try:
@@ -109,6 +124,39 @@ class Conversation:
                             self._loop.remove_writer(channel.fileno())
                 except OSError as err:
                     self._on_end(f"the channel broke: {err}", False)
+
+    def post(self, packets: Iterator[bytes]) -> None:
+        """Send one message as soon as the guest takes it, after those before it. For a guest that runs; its answer is not waited for."""
+        self._outgoing.append(packets)
+        if len(self._outgoing) == 1 and self._next is None:
+            self._flush()
+
+    def unpost(self) -> None:
+        """The run is over: of what was posted only a message that has begun is sent to its end."""
+        first = self._outgoing.popleft() if self._next is not None else None
+        self._outgoing.clear()
+        if first is not None:
+            self._outgoing.append(first)
+
+    def _flush(self) -> None:
+        channel = self._sandbox.channel
+        try:
+            while self._outgoing and self.silent is None:
+                while (packet := self._next or next(self._outgoing[0], None)) is not None:
+                    self._next = packet
+                    channel.send(packet)
+                    self._next = None
+                self._outgoing.popleft()
+        except BlockingIOError:
+            self._loop.add_writer(channel.fileno(), self._writable)
+            return
+        except OSError as err:
+            self._on_end(f"the channel broke: {err}", False)
+        self.wake()
+
+    def _writable(self) -> None:
+        self._loop.remove_writer(self._sandbox.channel.fileno())
+        self._flush()
 
     # ------------------------------------------------------------------ reading
 
@@ -163,6 +211,10 @@ class Conversation:
     async def start_over(self) -> None:
         """See `timeline.Link`. Everybody who could write is gone by now."""
         self._moved = self._refusal = None
+        self._outgoing.clear()
+        self._next = None
+        if self.ended is None:
+            self._loop.remove_writer(self._sandbox.channel.fileno())
         self.protocol.start_over()
         with contextlib.suppress(BlockingIOError):
             for _ in range(MAX_LAST_PACKETS):

@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Final
 
 from onetrip import checks, environments, preload, sessions
-from onetrip.errors import NotFound, SandboxFailed, SessionGone
+from onetrip.calls import Binding
+from onetrip.errors import Conflict, NotFound, SandboxFailed, SessionGone
 from onetrip.files import Workspace
 from onetrip.localfiles import LocalFiles
-from onetrip.model import Cell, Done, Event, Level, Rewound, SessionSpec, Support
+from onetrip.model import Cell, Done, Event, Level, Rewound, SessionSpec, Support, ToolAnswer
 from onetrip.pool import Pool
 from onetrip.removal import RunFolder
-from onetrip.seam import Contents
+from onetrip.seam import Ask, Contents
 from onetrip.sessions import Session
 from onetrip.shelf import Shelf
 from onetrip.tiers.jail import JailTier, reachable_level
@@ -94,7 +95,7 @@ class LocalEngine:
 
     # ------------------------------------------------------------------ sessions
 
-    async def open(self, spec: SessionSpec, files: Contents, *, session_id: str | None = None) -> str:
+    async def open(self, spec: SessionSpec, files: Contents, *, session_id: str | None = None, ask: Ask | None = None) -> str:
         """Start a session; returns its id, which is the caller's if given. Raises BadRequest, UnknownEnvironment, Unavailable, SandboxFailed; nothing is left then."""
         nodes = self._checked(spec)
         _, pool = await self._backend(spec.isolation_floor)
@@ -108,7 +109,7 @@ class LocalEngine:
         elif spec.checkpoints:
             worker.note = f"no checkpoint: the session asked for {spec.threads} threads, which do not survive a fork"
         session_id = session_id or new_session_id()
-        self._sessions[session_id] = Session(spec, worker)
+        self._sessions[session_id] = Session(spec, worker, Binding(spec.tools, ask, wait_s=spec.wait_s))
         return session_id
 
     async def attach(self, session_id: str) -> str:
@@ -200,17 +201,19 @@ class LocalEngine:
         """
         _check_cell(cell)
         session = self._session(session_id)
+        if session.worker.waiting:
+            raise Conflict("the session waits for the answers to its program's calls", hint=_ANSWER_FIRST)
         run_id = run_id or new_run_id()
         asked = time.monotonic()
         async with self._turn(session):
             queue_ms += (time.monotonic() - asked) * 1e3
             events = session.worker.execute(
                 cell, session.spec.limits, run_id, session_id=session_id, queue_ms=queue_ms, start_ms=0.0,
-                undo_errors=session.spec.on_error == "rollback",
+                undo_errors=session.spec.on_error == "rollback", binding=session.binding and session.binding.with_tools(cell.tools),
             )  # fmt: skip
             async with self._running(run_id, session.worker, session), contextlib.aclosing(events):
                 async for event in events:
-                    if isinstance(event, Done) and not event.result.session.survived:
+                    if isinstance(event, Done) and event.result.status != "waiting" and not event.result.session.survived:
                         await self._lose(session, event.result.session.note or "its process ended")
                     yield event
 
@@ -226,8 +229,9 @@ class LocalEngine:
             yield
 
     async def run(
-        self, spec: SessionSpec, cell: Cell, files: Contents, *, run_id: str | None = None, queue_ms: float = 0.0
-    ) -> AsyncGenerator[Event]:
+        self, spec: SessionSpec, cell: Cell, files: Contents, *, run_id: str | None = None, queue_ms: float = 0.0,
+        ask: Ask | None = None,
+    ) -> AsyncGenerator[Event]:  # fmt: skip
         """A one-shot: a sandbox of its own for this cell, discarded afterwards. `run_id` and `queue_ms` as in `execute`."""
         nodes = self._checked(spec)
         _check_cell(cell)
@@ -240,8 +244,9 @@ class LocalEngine:
             run_id = run_id or new_run_id()
             queue_ms += (queued - asked) * 1e3
             events = worker.execute(
-                cell, spec.limits, run_id, session_id=None, queue_ms=queue_ms, start_ms=(started - queued) * 1e3
-            )
+                cell, spec.limits, run_id, session_id=None, queue_ms=queue_ms, start_ms=(started - queued) * 1e3,
+                binding=Binding(spec.tools, ask, wait_s=spec.wait_s).with_tools(cell.tools),
+            )  # fmt: skip
             async with self._running(run_id, worker), contextlib.aclosing(events):
                 async for event in events:
                     yield event
@@ -265,6 +270,20 @@ class LocalEngine:
         """The same for one run. Nothing happens where it does not run."""
         if (worker := self._runs.get(run_id)) is not None:
             worker.interrupt()
+
+    async def answer(self, run_id: str, answers: Sequence[ToolAnswer]) -> None:
+        """See `seam.Engine`."""
+        worker = self._runs.get(run_id)
+        if worker is None:
+            raise NotFound(f"no run {run_id[:60]!r} waits for answers")
+        worker.answer(answers)
+
+    async def follow(self, run_id: str) -> AsyncGenerator[Event]:
+        """See `seam.Engine`. The events of a run are those of whoever began it."""
+        raise NotFound(
+            f"the events of {run_id[:60]!r} are read where it was begun", hint="Take them from the stream that you have."
+        )
+        yield Done  # type: ignore[unreachable]  # makes it a generator
 
     def files(self, session_id: str) -> LocalFiles:
         return LocalFiles(lambda: self.workspace(session_id), lambda: self.note_files(session_id))
@@ -309,6 +328,7 @@ class LocalEngine:
         """The nodes of the environment that the spec names. Raises BadRequest, UnknownEnvironment."""
         checks.check_limits(spec.limits)
         checks.check_environment_name(spec.environment)
+        checks.check_tools(spec.tools)
         checks.check_siblings(spec.siblings, checkpoints=spec.checkpoints, threads=spec.threads)
         now = time.monotonic()
         found = self._environments.get(spec.environment)
@@ -353,6 +373,9 @@ class LocalEngine:
         return session
 
 
+_ANSWER_FIRST: Final = "Answer them, or interrupt the run; then the session takes the next cell."
+
+
 def _raise_descriptor_limit() -> None:
     """Let this process open as many files as it may: a sandbox takes up to 12, and the usual soft limit of 1,024 is soon reached."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -363,6 +386,7 @@ def _check_cell(cell: Cell) -> None:
     checks.check_source(cell.code)
     checks.check_inputs(cell.inputs)
     checks.check_timeout(cell.timeout_s)
+    checks.check_tools(cell.tools)
 
 
 def new_run_id() -> str:

@@ -92,6 +92,8 @@ class SessionSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     isolation_floor: Level = "strict"
     checkpoints: int = 8  # how many cells can be undone; 0: none, and a cell that is killed ends the session
     on_error: Literal["keep", "rollback"] = "keep"  # what becomes of the state when a cell raises
+    tools: tuple[Tool, ...] = ()  # that its programs can call
+    wait_s: float = 24 * 3600.0  # how long a call waits for the caller's answer
     siblings: int = 0  # how many more interpreters may work beside it, on its files; then its home folder is its workspace
     threads: int = 1  # of OpenMP and BLAS; more than one means no checkpoints, as such threads do not survive a fork
 
@@ -103,6 +105,7 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
     inputs: dict[str, Any] = {}
     timeout_s: float | None = None  # overrides `limits.wall_s` for this cell
     final: bool = False  # a one-shot: behaves at its end as an ending program does
+    tools: tuple[Tool, ...] = ()  # for this cell, beside those of its session; answered by whoever asked for it
 
 
 # ---------------------------------------------------------------------------------------------------- the result

@@ -5,7 +5,7 @@ import json
 import signal
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal, cast
+from typing import Annotated, Any, Final, Literal, cast
 
 import msgspec
 
@@ -39,6 +39,7 @@ class Account(msgspec.Struct, frozen=True):
     error: ProgramError | None = None
     interrupted: bool = False
     limit: Literal["memory", "disk", "processes"] | None = None
+    notes: Annotated[tuple[Annotated[str, msgspec.Meta(max_length=500)], ...], msgspec.Meta(max_length=50)] = ()
 
 
 @dataclass(slots=True)

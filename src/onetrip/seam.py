@@ -4,12 +4,13 @@
 """
 
 import builtins
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from typing import BinaryIO, Protocol
 
-from onetrip.model import Cell, Event, FileInfo, Level, Rewound, SessionSpec, Support
+from onetrip.model import Cell, Event, FileInfo, Level, Rewound, SessionSpec, Support, ToolAnswer, ToolRequest
 
 Contents = Mapping[str, bytes]  # files by their path in the workspace
+Ask = Callable[[ToolRequest], Awaitable[ToolAnswer]]  # answers calls of server tools; raises nothing but CancelledError
 
 
 class Files(Protocol):
@@ -36,8 +37,8 @@ class Engine(Protocol):
 
     async def start(self, environment: str = "default", *, floor: Level = "strict") -> None: ...
     async def find_support(self) -> Support: ...
-    async def open(self, spec: SessionSpec, files: Contents) -> str:
-        """Start a session; returns its id."""
+    async def open(self, spec: SessionSpec, files: Contents, *, ask: Ask | None = None) -> str:
+        """Start a session; returns its id. `ask` answers calls of those of `spec.tools` whose `side` is the server's."""
         ...
 
     async def attach(self, session_id: str) -> str:
@@ -45,11 +46,22 @@ class Engine(Protocol):
         ...
 
     def execute(self, session_id: str, cell: Cell) -> AsyncGenerator[Event]:
-        """Run a cell. The last event is `Done`; closing the generator before interrupts the cell."""
+        """Run a cell. The last event is `Done`; closing the generator before interrupts the cell.
+
+        A `Done` whose result is `waiting` is not the last: the events go on when `answer` was called.
+        """
         ...
 
-    def run(self, spec: SessionSpec, cell: Cell, files: Contents) -> AsyncGenerator[Event]:
+    def run(self, spec: SessionSpec, cell: Cell, files: Contents, *, ask: Ask | None = None) -> AsyncGenerator[Event]:
         """The same for a one-shot."""
+        ...
+
+    async def answer(self, run_id: str, answers: Sequence[ToolAnswer]) -> None:
+        """Answer calls that a run waits for, some or all. Raises BadRequest, Conflict, NotFound; then none is taken."""
+        ...
+
+    def follow(self, run_id: str) -> AsyncGenerator[Event]:
+        """The events of a run that was begun elsewhere, from now on. Raises NotFound where there is none, or they are somebody's already."""
         ...
 
     async def undo(self, session_id: str, cells: int = 1) -> Rewound: ...

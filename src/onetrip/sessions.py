@@ -12,6 +12,7 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from typing import Final
 
+from onetrip.calls import Binding
 from onetrip.errors import BadRequest, SandboxFailed, SessionGone, Unavailable
 from onetrip.model import SessionSpec
 from onetrip.pool import Pool
@@ -29,6 +30,7 @@ _NO_BRANCH: Final = (
 class Session:
     spec: SessionSpec
     worker: Worker
+    binding: Binding | None = None  # what its programs can call
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)  # one cell at a time; callers queue in order
     gone: str | None = None
     origin: "Session | None" = None  # of a sibling
@@ -69,7 +71,7 @@ async def add_branch(origin: Session, pool: Pool, timeline_of: Callable[[Worker,
         if isinstance(err, SandboxFailed):
             raise SandboxFailed(f"the branch could not begin: {err}", hint=_NO_BRANCH) from err
         raise
-    return Session(spec, worker)
+    return Session(spec, worker, origin.binding)
 
 
 async def keep_pristine(pool: Pool, worker: Worker) -> None:
@@ -106,7 +108,7 @@ async def add_sibling(origin: Session, pool: Pool) -> Session:
             raise
     finally:
         origin.coming -= 1
-    return Session(origin.spec, worker, origin=origin)
+    return Session(origin.spec, worker, origin.binding, origin=origin)
 
 
 async def _begin(worker: Worker, pristine: Sleeper, donation: Donation) -> None:

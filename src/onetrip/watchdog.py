@@ -14,6 +14,9 @@ from onetrip.tiers.base import Reading, Sandbox
 
 TICK_S: Final = 0.05  # a short cell never sees one
 IDLE_TICK_S: Final = 0.1
+WAITING_TICK_S: Final = (
+    1.0  # while a program waits for the caller; what it may use in between is no more than CPU limit and quota give
+)
 FRESH_S: Final = 0.005  # a reading this young still says what was used before the next cell
 PEAK_SLACK_BYTES: Final = 1 << 20  # a peak this near to what is in use now need not be reset
 _MIB: Final = 1 << 20
@@ -31,6 +34,7 @@ class Watchdog:
         self._read_at = 0.0
         self.before = self._last
         self.peak_bytes = 0
+        self._tick_s = TICK_S
 
     def begin(self, limits: Limits) -> None:
         """A cell starts; `before` is what was used until now."""
@@ -40,14 +44,25 @@ class Watchdog:
         if self._last.peak_memory_bytes > self._last.memory_bytes + PEAK_SLACK_BYTES:
             self._sandbox.reset_peak()
         self.before, self.peak_bytes = self._last, 0
+        self._tick_s = TICK_S
         self._timer = self._loop.call_later(TICK_S, self._watch, limits)
+
+    def look(self) -> Reading:
+        """What was used until now, in the middle of a cell."""
+        now = self._read()
+        self.peak_bytes = max(self.peak_bytes, now.peak_memory_bytes)
+        return now
+
+    def wait(self, limits: Limits, *, waiting: bool) -> None:
+        """The program begins, or ceases, to wait: one that does nothing need not be looked at as often."""
+        self.stop()
+        self._tick_s = WAITING_TICK_S if waiting else TICK_S
+        self._timer = self._loop.call_later(self._tick_s, self._watch, limits)
 
     def end(self) -> Reading:
         """The cell is over; what was used until now."""
         self.stop()
-        now = self._read()
-        self.peak_bytes = max(self.peak_bytes, now.peak_memory_bytes)
-        return now
+        return self.look()
 
     def rest(self, limits: Limits) -> None:
         """From the end of a cell to the next."""
@@ -65,7 +80,7 @@ class Watchdog:
     def _watch(self, limits: Limits) -> None:
         now = self._sandbox.read_usage()
         self.peak_bytes = max(self.peak_bytes, now.peak_memory_bytes)
-        self._timer = self._loop.call_later(TICK_S, self._watch, limits)
+        self._timer = self._loop.call_later(self._tick_s, self._watch, limits)
         if now.cpu_us - self.before.cpu_us > limits.cpu_s * 1e6:
             self._on_limit("cpu", False)
         if now.oom_kills > self.before.oom_kills:

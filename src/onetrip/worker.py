@@ -17,19 +17,21 @@ import json
 import secrets
 import signal
 import time
-from collections.abc import AsyncGenerator, Awaitable
+from collections.abc import AsyncGenerator, Awaitable, Sequence
 from typing import Final
 
 import msgspec
 
-from onetrip import files, model, outcomes, wire
+from onetrip import files, model, outcomes, reports, wire
+from onetrip.calls import Binding, Calls
 from onetrip.conversation import Conversation
-from onetrip.errors import BadRequest, PlatformError, SandboxFailed
-from onetrip.model import Cell, Event, Limits, Policy, Result
+from onetrip.errors import BadRequest, Conflict, PlatformError, SandboxFailed
+from onetrip.model import Cell, Event, Limits, Policy, Result, ToolAnswer
 from onetrip.outcomes import Run, Stopped
 from onetrip.outputs import Backlog, Name, Outputs
 from onetrip.tiers.base import Exit, Sandbox
 from onetrip.timeline import Moved, Timeline
+from onetrip.wall import WallClock
 from onetrip.watchdog import Watchdog
 
 READY_S: Final = 30.0  # from the fork to the guest's first word
@@ -46,41 +48,51 @@ class Worker:
 
     def __init__(self, sandbox: Sandbox) -> None:
         self.sandbox = sandbox
-        self._loop = asyncio.get_running_loop()
         self.talk = Conversation(sandbox, before_packet=self._drain, on_message=self._received, on_end=self._channel_ended)
         self.timeline: Timeline | None = None
         self.note: str | None = None  # why there is none, if there should be
         self.workspace = files.Workspace(sandbox.workspace)
-        self._outputs = Outputs(sandbox.stdout, sandbox.stderr, self._printed, lambda: self._stop("output", False))
-        self._events = Backlog(self._outputs.pause, self._outputs.resume)
-        self._timers: dict[str, asyncio.TimerHandle] = {}
+        self.outputs = Outputs(sandbox.stdout, sandbox.stderr, self._printed, lambda: self._stop("output", False))
+        self._events = Backlog(self.outputs.pause, self.outputs.resume)
+        self._wall = WallClock(lambda: self._stop("wall", False))
+        self._killing: asyncio.TimerHandle | None = None  # after an interrupt
         self._run: Run | None = None
+        self._calls: Calls | None = None  # of that run
+        self._told: bytes | None = None  # the tools that the guest knows
         self._cells = 0
         self._greeted = False
         self.held: tuple[str, ...] = ()
-        self._changes = files.Changes(self.workspace)
-        self._watchdog = Watchdog(sandbox, on_limit=self._stop, on_idle=self._end)
-        self._exit: Exit | None = None
-        self._violation: str | None = None
+        self.changes = files.Changes(self.workspace)
+        self.watchdog = Watchdog(sandbox, on_limit=self._stop, on_idle=self._end)
+        self.exit: Exit | None = None
+        self.violation: str | None = None
         self._closed = False
 
     @property
     def ended(self) -> str | None:
         return self.talk.ended
 
+    @property
+    def silent(self) -> str | None:
+        return self.talk.silent
+
+    @property
+    def waiting(self) -> bool:
+        """Whether the run that is open waits for its caller."""
+        return self._calls is not None and self._calls.waiting
+
+    def isolation(self) -> model.Isolation:
+        return self.sandbox.isolation(self.held)
+
     async def start(self) -> None:
         """Wait until the guest is ready. Raises SandboxFailed naming the step of the jail; the sandbox is then to be closed."""
         self.talk.listen()
         self.sandbox.on_exit(self._on_exit)
-        try:
-            async with asyncio.timeout(READY_S):
-                while self.talk.protocol.state == "starting" and self.ended is None:
-                    await self.talk.wait()
-        except TimeoutError as err:
-            raise SandboxFailed(f"the guest was not ready within {READY_S:.0f} s") from err
+        if not await self.talk.wait_until(lambda: self.talk.protocol.state != "starting" or self.ended is not None, READY_S):
+            raise SandboxFailed(f"the guest was not ready within {READY_S:.0f} s")
         if self.ended is not None:
             raise SandboxFailed(self.ended)
-        for prepare in (self._changes.begin, self.sandbox.look, self._outputs.resume):  # while nobody waits
+        for prepare in (self.changes.begin, self.sandbox.look, self.outputs.resume):  # while nobody waits
             prepare()
 
     def greet(self, limits: Limits, policy: Policy, *, asleep: int = 0, threads: int = 1, at_home: bool = False) -> None:
@@ -101,7 +113,7 @@ class Worker:
 
     def note_files(self) -> None:
         """Files that we put into the workspace, or took from it, are not the program's changes."""
-        self._changes.note()
+        self.changes.note()
         if self.timeline is not None:
             self.timeline.files_changed = True
 
@@ -136,9 +148,9 @@ class Worker:
 
     async def execute(
         self, cell: Cell, limits: Limits, run_id: str, *, session_id: str | None, queue_ms: float, start_ms: float,
-        undo_errors: bool = False,
+        undo_errors: bool = False, binding: Binding | None = None,
     ) -> AsyncGenerator[Event]:  # fmt: skip
-        """Run one cell and yield its events; exactly one `Done` comes last.
+        """Run one cell and yield its events; exactly one `Done` comes last, and others before it each time that the run begins to wait.
 
         Never raises for what the program does. After a `Done` with `session.survived` false the sandbox is gone. Closing the
         generator early interrupts the cell; if it does not end within `GRACE_S`, it is killed. `undo_errors`: a cell that raises
@@ -149,6 +161,11 @@ class Worker:
             raise PlatformError(f"the worker cannot run a cell: {self.ended or 'busy or not greeted'}")
         self._cells += 1
         run = self._begin(cell, limits, run_id)
+        binding = binding or Binding((), None, wait_s=0.0)
+        calls = self._calls = Calls(
+            run_id, session_id, binding, limits.tool_calls, send=self._send_result, tell=self._queue,
+            over_limit=lambda: self._stop("tool_calls", False), on_waiting=self._waits,
+        )  # fmt: skip
         if self.timeline is not None:
             run.has_checkpoint = self.timeline.present is not None
             self.timeline.advance()
@@ -157,30 +174,39 @@ class Worker:
             source, inputs = cell.code.encode(), json.dumps(cell.inputs).encode()
             message = wire.Execute(secrets.token_hex(8), self._cells, cell.final, (source, inputs))
             if self.talk.silent is None:  # else it ended between two cells
+                await self._tell_tools(binding)
                 await self.talk.send(self.talk.protocol.execute(message))
+            told = 0
             while run.account is None and self.talk.silent is None:
                 while self._events:
                     yield self._events.take()
-                if run.account is None and self.talk.silent is None:
+                if calls.waiting and told != calls.waits:
+                    told = calls.waits
+                    yield model.Done(reports.waiting(self, run, calls, session_id, queue_ms, start_ms))
+                elif run.account is None and self.talk.silent is None:
                     await self.talk.wait()
             if self.talk.silent is not None:
-                await self._wait_for_exit()
-                self._outputs.drain()
+                if not await self.talk.wait_until(lambda: self.exit is not None, EXIT_S):
+                    self.exit = Exit(lost="its end was not reported in time")
+                self.outputs.drain()
+            await calls.aclose()
             while self._events:
                 yield self._events.take()
-            result = self._result(run, session_id, queue_ms, start_ms)
+            result = reports.final(self, run, calls, session_id, queue_ms, start_ms)
             yield model.Done(await self._after(run, result, undo_errors=undo_errors))
         finally:
             if run.account is None and self.ended is None and not run.went_back:
                 await self._settle(run)
-            self._outputs.end()
-            for timer in self._timers.values():
-                timer.cancel()
-            self._timers.clear()
-            self._watchdog.stop()
+            await calls.aclose()
+            self.talk.unpost()
+            self.outputs.end()
+            self._wall.stop()
+            if self._killing is not None:
+                self._killing.cancel()
+            self.watchdog.stop()
             if self.ended is None and not cell.final:
-                self._watchdog.rest(limits)
-            self._run = None
+                self.watchdog.rest(limits)
+            self._run = self._calls = None
             self._events.clear()
             if self.timeline is not None and self.ended is None and not cell.final:
                 self.timeline.keep_soon()
@@ -189,35 +215,33 @@ class Worker:
         """Go back to the state before the cell where it did not leave one, or is not to; and say so."""
         timeline = self.timeline
         if timeline is None or self.ended is not None:
-            session = model.SessionState(result.session.survived, note=result.session.note or self.note)
-            return msgspec.structs.replace(result, session=session)
+            return reports.with_state(result, result.session.survived, note=result.session.note or self.note)
         unwanted = undo_errors and result.status == "failed"
         if not (timeline.past and (self.talk.fallen is not None or unwanted)):
             note = result.session.note or (None if run.has_checkpoint else timeline.note)
-            session = model.SessionState(result.session.survived, checkpoint=run.has_checkpoint, note=note)
-            return msgspec.structs.replace(result, session=session)
+            return reports.with_state(result, result.session.survived, checkpoint=run.has_checkpoint, note=note)
         try:
             moved = await self._move(timeline.go_back())
             run.went_back = True
-            session = model.SessionState(survived=True, rolled_back=True, checkpoint=run.has_checkpoint, note=moved.note)
+            result = reports.with_state(result, True, rolled_back=True, checkpoint=run.has_checkpoint, note=moved.note)
         except SandboxFailed as err:
             self._end(str(err))
-            session = model.SessionState(survived=False, note=str(err))
-        return msgspec.structs.replace(result, session=session, files=())
+            result = reports.with_state(result, False, note=str(err))
+        return msgspec.structs.replace(result, files=())
 
     async def _move(self, moving: Awaitable[Moved]) -> Moved:
         """Let the timeline go to another point; afterwards the workspace and the guest are as they were there."""
         moved = await moving
-        self._exit = None
-        self._outputs.discard()
-        self._changes.note()
+        self.exit = self._told = None
+        self.outputs.discard()
+        self.changes.note()
         return moved
 
     async def rewind(self, cells: int, *, forward: bool = False) -> Moved:
         """Undo so many cells, or with `forward` take back as much of an undo. Raises BadRequest, SandboxFailed (the session is lost)."""
         if self.timeline is None:
             raise BadRequest("this session keeps no checkpoints", hint="Open one with `checkpoints` above 0.", field="cells")
-        self._watchdog.stop()
+        self.watchdog.stop()
         try:
             return await self._move(self.timeline.redo(cells) if forward else self.timeline.undo(cells))
         except SandboxFailed as err:
@@ -227,14 +251,40 @@ class Worker:
     def _begin(self, cell: Cell, limits: Limits, run_id: str) -> Run:
         wall_s = min(limits.wall_s, cell.timeout_s or limits.wall_s)
         run = self._run = Run(run_id, limits, wall_s, time.monotonic())
-        self._timers["wall"] = self._loop.call_later(wall_s, self._stop, "wall", False)
-        self._watchdog.begin(limits)
-        self._outputs.begin(limits.output_mb * _MIB)
+        self._wall.start(wall_s)
+        self.watchdog.begin(limits)
+        self.outputs.begin(limits.output_mb * _MIB)
         return run
 
     def interrupt(self) -> None:
         """Like Ctrl-C; kill when it goes on for longer than the grace period. Does nothing while no cell runs."""
         self._stop("interrupt", False)
+
+    # ------------------------------------------------------------------ tools
+
+    async def _tell_tools(self, binding: Binding) -> None:
+        """Tell the guest what its program can call, if it does not know."""
+        catalogue = binding.catalogue() if binding.tools else b""
+        if catalogue != (self._told or b""):
+            self._told = catalogue
+            await self.talk.send(wire.packets(wire.Tools((catalogue,))))
+
+    def _send_result(self, number: int, failed: bool, body: bytes) -> None:
+        if self.talk.silent is None and self.talk.protocol.state == "running":
+            self.talk.post(self.talk.protocol.tool_result(number, failed=failed, body=body))
+
+    def _waits(self, waiting: bool) -> None:
+        """The wall clock stands still while the program waits for its caller."""
+        if self._run is not None and self._run.stopped is None:
+            (self._wall.stand if waiting else self._wall.go_on)()
+            self.watchdog.wait(self._run.limits, waiting=waiting)
+            self.talk.wake()
+
+    def answer(self, answers: Sequence[ToolAnswer]) -> None:
+        """Answer calls that the open run waits for. Raises BadRequest, Conflict; then none is taken."""
+        if self._calls is None:
+            raise Conflict("this run does not wait for answers any more")
+        self._calls.answer(answers)
 
     async def aclose(self) -> None:
         """End the sandbox and everything in it. Blocks until that is certain."""
@@ -246,12 +296,10 @@ class Worker:
         self._closed = True
         if self.timeline is not None:
             await self.timeline.aclose()
-        self._outputs.close()
+        self.outputs.close()
         await self.sandbox.aclose()
-        if self._exit is None:  # a sandbox that was given back is no longer told about
+        if self.exit is None:  # a sandbox that was given back is no longer told about
             self._on_exit(Exit(signal=signal.SIGKILL))
-
-    # ------------------------------------------------------------------ limits
 
     def _stop(self, why: Stopped, at_once: bool) -> None:
         """Interrupt the cell because of a limit or the caller; the first reason counts."""
@@ -263,7 +311,7 @@ class Worker:
             self._kill()
         else:
             self.sandbox.interrupt()
-            self._timers["kill"] = self._loop.call_later(GRACE_S, self._kill)
+            self._killing = asyncio.get_running_loop().call_later(GRACE_S, self._kill)
 
     def _kill(self) -> None:
         """End the cell for certain: its process where there is a state to go back to, else everything."""
@@ -278,11 +326,11 @@ class Worker:
         """What was printed before a message is in the pipes already; what is printed after a display comes only when the guest
         sees that we have taken it. So the order is: pipes, then packet."""
         if self._run is not None:
-            self._outputs.drain()
+            self.outputs.drain()
 
     def _channel_ended(self, reason: str, is_violation: bool) -> None:
         if is_violation:
-            self._violation = reason.partition(": ")[2]
+            self.violation = reason.partition(": ")[2]
         self._end(reason)
 
     def _received(self, message: wire.GuestMessage) -> None:
@@ -296,12 +344,14 @@ class Worker:
                 self._end("the guest left")
             case wire.Display() if run is not None:
                 size = outcomes.display_size(message)
-                if self._outputs.count(size):
+                if self.outputs.count(size):
                     display = outcomes.read_display(message)
                     run.displays.append(display)
                     self._queue(model.Displayed(display), size)
             case wire.Done() if run is not None:
                 run.account = outcomes.read_account(message)
+            case wire.ToolCall() | wire.ToolDrop() | wire.Blocked() if self._calls is not None:
+                self._calls.hear(message)
             case _:
                 pass  # `HostProtocol` lets the others through in a run only
 
@@ -317,13 +367,13 @@ class Worker:
     def _end(self, reason: str) -> None:
         """Nothing more will come. The run that is open, if any, ends with what is known."""
         if self.ended is None:
-            self._watchdog.stop()
+            self.watchdog.stop()
             self.talk.end(reason)
             self.sandbox.kill()  # a closed channel does not mean that every process is gone
         self.talk.wake()
 
     def _on_exit(self, how: Exit) -> None:
-        self._exit = how
+        self.exit = how
         if how.lost is None:
             self.talk.hear_out()
         if how.lost is None and self.ended is None and self.timeline is not None and self.timeline.past:
@@ -331,69 +381,20 @@ class Worker:
         else:
             self._end(how.lost or "the guest's process ended")
 
-    async def _wait_for_exit(self) -> None:
-        try:
-            async with asyncio.timeout(EXIT_S):
-                while self._exit is None:
-                    await self.talk.wait()
-        except TimeoutError:
-            self._exit = Exit(lost="its end was not reported in time")
-
     async def _settle(self, run: Run) -> None:
         """The consumer left in the middle of a run: bring the sandbox back to rest, or kill it."""
         self._stop("interrupt", False)
-        self._outputs.resume()
-        try:
-            async with asyncio.timeout(2 * GRACE_S):
-                while run.account is None and self.talk.silent is None:
-                    self._events.clear()
-                    self._outputs.resume()
-                    await self.talk.wait()
-        except TimeoutError:
+        self.outputs.resume()
+
+        def over() -> bool:
+            self._events.clear()
+            self.outputs.resume()
+            return run.account is not None or self.talk.silent is not None
+
+        if not await self.talk.wait_until(over, 2 * GRACE_S):
             self._end("killed: the cell did not end after an interrupt")
         if self.talk.fallen is not None and self.ended is None and self.timeline is not None:
             try:
                 await self._move(self.timeline.go_back())
             except SandboxFailed as err:
                 self._end(str(err))
-
-    # ------------------------------------------------------------------ the result
-
-    def _result(self, run: Run, session_id: str | None, queue_ms: float, start_ms: float) -> Result:
-        after, before = self._watchdog.end(), self._watchdog.before
-        account = run.account
-        survived = account is not None and self.talk.silent is None
-        if run.stopped is None and after.oom_kills > before.oom_kills:
-            run.stopped = "memory"
-        if self._violation is not None:
-            status, error, limit = outcomes.from_violation(self._violation)
-        elif account is not None:
-            status, error, limit = outcomes.from_account(account, run.limits, run.wall_s, run.stopped)
-        else:
-            how = self._exit or Exit(lost="its end is unknown")
-            status, error, limit = outcomes.from_exit(how, run.limits, run.wall_s, run.stopped)
-        told = account if account is not None and status == "completed" else None
-        return Result(
-            id=run.id,
-            session_id=session_id,
-            status=status,
-            text=told.text if told else None,
-            value=told.value if told else None,
-            stdout=self._outputs.text("stdout"),
-            stderr=self._outputs.text("stderr"),
-            truncated=model.Truncated(self._outputs.truncated("stdout"), self._outputs.truncated("stderr")),
-            displays=tuple(run.displays),
-            error=error,
-            limit=limit,
-            files=self._changes.take() if survived else (),
-            session=model.SessionState(survived=survived, note=None if survived else self.talk.silent),
-            usage=model.Usage(
-                queue_ms=round(queue_ms, 3),
-                start_ms=round(start_ms, 3),
-                wall_ms=round((time.monotonic() - run.started) * 1e3, 3),
-                cpu_ms=round(max(0, after.cpu_us - before.cpu_us) / 1e3, 3),
-                peak_memory_bytes=self._watchdog.peak_bytes,
-                output_bytes=self._outputs.bytes,
-            ),
-            isolation=self.sandbox.isolation(self.held),
-        )

@@ -4,10 +4,12 @@ The program may have threads and forked children that outlive a cell and still w
 under a lock, by the process that owns the channel, and a display only while its own run is open.
 """
 
+import select
 from _socket import AF_UNIX, CMSG_SPACE, MSG_CMSG_CLOEXEC, MSG_DONTWAIT, SCM_RIGHTS, SOCK_SEQPACKET, SOL_SOCKET, socket
 from _thread import allocate_lock
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from fcntl import ioctl
 from itertools import repeat
 from os import set_blocking
@@ -26,6 +28,8 @@ _FDS_BYTES: Final = CMSG_SPACE(4 * 4)
 _READ_S: Final = 0.02  # longest wait for the host to read a display …
 _READ_TOTAL_S: Final = 0.25  # … and in one cell altogether
 _READ_STEP_S: Final = 0.00005
+_PACKET: Final = (wire.PACKET_BYTES,)
+_SOME: Final = ((wire.PACKET_BYTES,) * 64, (int(MSG_DONTWAIT),) * 64)
 _LOST: Final = 70  # exit status (sysexits.h, EX_SOFTWARE): the program closed or broke the channel
 
 
@@ -94,6 +98,54 @@ class Channel:
             if type(message) is wire.Done:
                 self._run = None
             self._send(packets)
+
+    # ------------------------------------------------------------------ calls of tools, see `calling`
+
+    @property
+    def fd(self) -> int:
+        return self._fd
+
+    @contextmanager
+    def sending(self) -> Generator[str | None]:
+        """Be the only one who sends; gives the run that is open, or None. Signals must be blocked."""
+        with self._lock:
+            yield self._run  # None in a forked child, which left the channel
+
+    def put(self, packets: list[bytes]) -> None:
+        """Send them. Only while `sending`."""
+        if len(packets) == 1:
+            try:
+                self._socket.send(packets[0])
+                return
+            except BlockingIOError:  # the program changed it
+                pass
+            except OSError:
+                exit_process(_LOST)
+        self._send(packets)
+
+    def pull(self, into: deque[bytes], *, wait_s: float | None = None) -> None:
+        """Take the next packet into `into`, waiting for it, or as long as is said. Signals may interrupt the wait, and no packet is lost."""
+        try:
+            if wait_s is None:
+                into.extend(map(self._socket.recv, _PACKET))  # one call into C: nothing comes between the packet and its place
+            else:
+                if wait_s > 0:
+                    poll = select.poll()
+                    poll.register(self._fd, select.POLLIN)
+                    poll.poll(wait_s * 1e3)
+                into.extend(map(self._socket.recv, *_SOME))  # until there is none: what came is in its place
+        except BlockingIOError:
+            if wait_s is None:
+                set_blocking(self._fd, True)  # the program changed it
+            return
+        except OSError:
+            exit_process(_LOST)
+        if into and not into[-1]:
+            exit_process(_LOST)  # the host is gone
+
+    def complete(self, packet: bytes) -> wire.HostMessage | None:
+        """A packet that was pulled → the message that it completes, if it does."""
+        return self._protocol.receive(packet)
 
     def display(self, data: Mapping[str, bytes], is_result: bool) -> bool:
         """Send one rich output, from any thread of the program. False when it cannot be shown any more."""

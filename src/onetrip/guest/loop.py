@@ -177,6 +177,11 @@ def serve(channel_fd: int, held: tuple[str, ...]) -> NoReturn:
                 if policy := ModulePolicy.of(session):
                     policy.install()
                     guest.runner.accept_builtins()
+            case wire.Tools(parts):
+                guest.runner.tell_tools(parts[0], channel)
+                guest.runner.accept_builtins()
+            case wire.ToolResult():
+                pass  # of a call that a cell made which is over
             case wire.Checkpoint() as message:
                 checkpoint.leave(guest, channel, message)
             case wire.Shutdown():

@@ -9,7 +9,7 @@ they never observe a frame of ours; a later cell that wants to be traced sets th
 
 import builtins
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextvars import copy_context
 from importlib.machinery import BuiltinImporter
 from itertools import chain
@@ -21,6 +21,8 @@ from typing import Any, Final, cast
 
 from . import reseed
 from .audit import Listener
+from .calling import Calls
+from .channel import Channel
 from .display import Displays, plain_text
 from .ending import drop_namespace, end_program, leave_child
 from .interrupts import Gate, block_all
@@ -28,6 +30,7 @@ from .own import OWN as __builtins__  # noqa: F401  # see own.py
 from .own import Keeper
 from .source import Program, compile_cell, register
 from .streams import Streams
+from .tools import Toolset
 from .tracebacks import describe, limit_of
 from .values import json_form, quote
 
@@ -40,7 +43,7 @@ _NOTHING: Final = object()
 class _Outcome:
     """What is known about a cell while it runs."""
 
-    __slots__ = ("error", "form", "interrupted", "limit", "text")
+    __slots__ = ("error", "form", "interrupted", "limit", "notes", "text")
 
     def __init__(self) -> None:
         self.text: str | None = None
@@ -48,6 +51,7 @@ class _Outcome:
         self.error: dict[str, Any] | None = None
         self.interrupted = False
         self.limit: str | None = None
+        self.notes: Sequence[str] = ()
 
     def report(self) -> bytes:
         error = "null"
@@ -55,11 +59,13 @@ class _Outcome:
             line = self.error["line"]
             texts = [f'"{name}": {quote(self.error[name])}' for name in ("type", "message", "traceback")]
             error = f'{{{", ".join(texts)}, "line": {"null" if line is None else line}}}'
+        notes = f', "notes": [{", ".join(quote(note[:500]) for note in self.notes[:50])}]' if self.notes else ""
         return (
             f'{{"text": {"null" if self.text is None else quote(self.text)}, "value": {self.form or "null"}, '
             f'"has_value": {"true" if self.form is not None else "false"}, "error": {error}, '
             f'"interrupted": {"true" if self.interrupted else "false"}, '
-            f'"limit": {"null" if self.limit is None else quote(self.limit)}}}'
+            f'"limit": {"null" if self.limit is None else quote(self.limit)}'
+            f"{notes}}}"
         ).encode("ascii")
 
 
@@ -77,6 +83,7 @@ class Runner:
         self._outcome = _Outcome()
         self._value: Any = None  # result of the cell that runs
         self._space: dict[str, Any] = {}
+        self.tools: Toolset | None = None  # what its programs can call
         self.seeded: set[str] = set()  # libraries whose generator the program seems to have seeded
 
     def event_loop(self) -> Any:
@@ -86,6 +93,14 @@ class Runner:
     def own(self) -> None:
         """In the process that will run cells."""
         self._pid = getpid()
+        if self.tools is not None:
+            self.tools.calls.own()
+
+    def tell_tools(self, catalogue: bytes, channel: Channel) -> None:
+        """Its programs can call these tools from now on."""
+        if self.tools is None:
+            self.tools = Toolset(Calls(channel))
+        self.tools.tell(catalogue, self._space)
 
     def start(self) -> ModuleType:
         """Make the `__main__` of the cells. Signals are blocked from here on, but while a cell runs.
@@ -119,6 +134,8 @@ class Runner:
         variables: dict[str, Any] = loads(inputs) if inputs else {}
         if b"see" in source or b"state" in source:
             self.seeded |= reseed.seeded_by(source)
+        if self.tools is not None:
+            self.tools.begin()
         self._keeper.give_back()
         self._attempt(name, lambda: self._program(name, source, variables), final=final)
         value, self._value = self._value, None
@@ -134,6 +151,8 @@ class Runner:
             self._attempt(name, _flush_replaced, final=final)
         if final:
             self._end(name, source)
+        if self.tools is not None:
+            self.tools.calls.end()
         self._listener.touch_mapped()
         self._streams.pass_on_all()
         return outcome.report()
@@ -167,8 +186,12 @@ class Runner:
         text = source.decode()
         register(text, name)
         self._space |= variables
-        program = compile_cell(text, name, self._futures)
+        program = compile_cell(text, name, self._futures, self.tools.names if self.tools is not None else None)
         self._futures = program.futures
+        if self.tools is not None:
+            self.tools.modes[name], self._outcome.notes = program.awaits, program.notes
+            if program.awaits:
+                self.tools.follow_loops()
         value = self._run_async(program) if program.is_async else self._run_plain(program)
         if value is not None:
             self._value = value
@@ -203,6 +226,8 @@ class Runner:
             from asyncio import Runner as LoopRunner  # noqa: PLC0415  # most sessions never need it
 
             self._loop = LoopRunner()
+        if self.tools is not None:
+            self.tools.follow(self._loop.get_loop())
         return self._loop.run(self._awaited(program), context=copy_context())
 
     async def _awaited(self, program: Program) -> Any:
@@ -214,6 +239,8 @@ class Runner:
                         pass
                     if part.co_flags & _COROUTINE:
                         value = await value  # type: ignore[misc]
+            if self.tools is not None:
+                await self.tools.settled()
         finally:
             for _ in map(setprofile, _NONE):
                 pass

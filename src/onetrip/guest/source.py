@@ -11,6 +11,8 @@ from _ast import Expr, Expression, PyCF_ALLOW_TOP_LEVEL_AWAIT, PyCF_ONLY_AST
 from types import CodeType
 from typing import Any, Final, NamedTuple
 
+from .awaits import is_async as find_awaits
+from .awaits import repair
 from .own import OWN as __builtins__  # noqa: F401  # see own.py
 
 _FUTURES: Final[int] = __future__.annotations.compiler_flag  # the only one that is not mandatory by now
@@ -28,6 +30,8 @@ class Program(NamedTuple):
     last: CodeType | None  # the last expression, when its value is to be shown
     is_async: bool  # one of the two is a coroutine
     futures: int  # compiler flags that later cells inherit
+    awaits: bool = False  # with tools: whether calls of them give coroutines
+    notes: tuple[str, ...] = ()  # what was mended
 
 
 def register(source: str, name: str) -> None:
@@ -36,9 +40,16 @@ def register(source: str, name: str) -> None:
     linecache.cache[name] = (len(source), None, [line + "\n" for line in source.split("\n")], name)
 
 
-def compile_cell(source: str, name: str, futures: int) -> Program:
-    """Raises what `compile` raises: SyntaxError, ValueError (NUL), RecursionError, MemoryError, OverflowError."""
+def compile_cell(source: str, name: str, futures: int, tools: frozenset[str] | None = None) -> Program:
+    """Raises what `compile` raises: SyntaxError, ValueError (NUL), RecursionError, MemoryError, OverflowError.
+
+    `tools`: names of what the program can call; forgotten awaits of such calls are mended.
+    """
     tree: Any = _parse(source, name, futures)
+    awaits, notes = False, ()
+    if tools is not None:
+        awaits = find_awaits(tree)
+        notes = tuple(repair(tree, tools)) if awaits else ()
     flags = futures | PyCF_ALLOW_TOP_LEVEL_AWAIT
     body = last = None
     statements = tree.body
@@ -48,7 +59,7 @@ def compile_cell(source: str, name: str, futures: int) -> Program:
         body = compile(tree, name, "exec", flags, True)
         futures |= body.co_flags & _FUTURES
     both = (body.co_flags if body else 0) | (last.co_flags if last else 0)
-    return Program(body, last, bool(both & _COROUTINE), futures)
+    return Program(body, last, bool(both & _COROUTINE), futures, awaits, notes)
 
 
 def _is_silenced(source: str, node: Any) -> bool:

@@ -1,0 +1,347 @@
+"""Carries calls of tools over the channel while a cell runs: from any thread and any event loop, many at once.
+
+There is no thread of ours, since a process with threads leaves no checkpoint. Answers are read by who waits: of several threads one reads
+for all, and hands the reading over when it has its own answer; an event loop reads when it would otherwise sleep.
+
+The program is *blocked* when nothing in it can go on but by an answer of the caller's: every event loop has nothing ready and no timer but
+those that guard a wait, and every other thread waits without a limit, here or for another thread. Then the host is told (`Blocked`).
+"""
+
+import sys
+import threading
+from _thread import _count as other_threads  # type: ignore[attr-defined]  # how many there are beside the main thread
+from _thread import allocate_lock
+from collections import deque
+from concurrent.futures import thread as executor_threads
+from posix import getpid
+from typing import Any, Final
+
+from .. import wire
+from .channel import Channel
+from .interrupts import block_all, restore
+from .own import OWN as __builtins__  # noqa: F401  # see own.py
+
+_modules: Final = sys.modules  # the program may rebind sys.modules
+_LOOK_S: Final = 0.02  # between two looks at the other threads
+_frames: Final = sys._current_frames  # pyright: ignore[reportPrivateUsage]
+# Where a thread waits without a limit, if `timeout` there is None; these wait for others, or for nothing.
+_WAITS: Final = tuple(
+    found.__code__
+    for found in (
+        threading.Condition.wait,
+        threading.Thread.join,
+        getattr(threading.Thread, "_wait_for_tstate_lock", None),
+        getattr(executor_threads, "_worker", None),
+    )
+    if found is not None
+)
+
+Outcome = tuple[bool, bytes]  # whether it failed, and the body of the answer
+ENDED: Final[Outcome] = (True, b'{"message": "the cell ended before the answer came", "code": "cell_ended"}')
+
+
+class NotHere(Exception):
+    """No cell runs, or this is a child process."""
+
+
+class _Waiter:
+    __slots__ = ("future", "is_slow", "loop", "outcome", "wake")
+
+    def __init__(self, *, is_slow: bool, loop: Any = None, future: Any = None) -> None:
+        self.is_slow, self.loop, self.future = is_slow, loop, future
+        self.outcome: Outcome | None = None
+        self.wake: Any = None
+        if future is None:
+            self.wake = allocate_lock()
+            self.wake.acquire()
+
+
+class Calls:
+    """`begin` and `end` around each cell; `wait` and `await_` in between. `is_slow`: the caller, not a server, answers the call."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self._pid = getpid()
+        self._reading = allocate_lock()  # held by who reads, and between cells by nobody's leave
+        self._reading.acquire()
+        self._inbox: deque[bytes] = deque()
+        self._waiters: dict[int, _Waiter] = {}
+        self._loops: dict[Any, Any] = {}  # event loop → its own selector
+        self._running = False
+        self._asked = self._answered = self._slow = self._threads = 0  # of the last: calls that threads wait for
+        self._resuming: set[_Waiter] = set()  # answered, and not yet on their way
+        self._told = (0, 0)
+
+    def own(self) -> None:
+        """In a process that goes on in place of the one that made this."""
+        self._pid = getpid()
+
+    def begin(self) -> None:
+        """A cell begins."""
+        self._asked = self._answered = self._slow = self._threads = 0
+        self._resuming.clear()
+        self._told = (0, 0)
+        self._inbox.clear()
+        self._running = True
+        self._reading.release()
+
+    def end(self) -> None:
+        """The cell is over: who waits still hears that nothing will come. Signals are blocked."""
+        if not self._running or getpid() != self._pid:
+            return
+        self._running = False
+        self._reading.acquire()  # whoever reads stops within `_LOOK_S`
+        for loop in list(self._loops):
+            self._detach(loop)
+        for number in list(self._waiters):
+            self._settle(number, ENDED)
+
+    def futures(self) -> list[Any]:
+        """What the running event loop waits for."""
+        loop = _modules["asyncio"].get_running_loop()
+        return [waiter.future for waiter in self._waiters.copy().values() if waiter.loop is loop]
+
+    # ------------------------------------------------------------------ calling
+
+    def wait(self, tool: str, place: tuple[str, int], body: bytes, *, is_slow: bool) -> Outcome:
+        """Call, and block this thread until the answer. Raises NotHere, ValueError (too large), and what interrupts."""
+        waiter = _Waiter(is_slow=is_slow)
+        number = self._send(waiter, tool, place, body)
+        try:
+            while waiter.outcome is None:
+                if self._reading.acquire(False):
+                    try:
+                        while waiter.outcome is None and self._running:
+                            self._read()
+                    finally:
+                        self._reading.release()
+                        self._hand_over()
+                else:
+                    waiter.wake.acquire()  # until it is answered, or the reading is handed over
+        except BaseException:
+            self._drop(number, waiter)
+            raise
+        self._resuming.discard(waiter)
+        return waiter.outcome
+
+    async def await_(self, tool: str, place: tuple[str, int], body: bytes, *, is_slow: bool) -> Outcome:
+        """The same in a task. Cancelling it drops the call."""
+        loop = _modules["asyncio"].get_running_loop()
+        self._attach(loop)
+        waiter = _Waiter(is_slow=is_slow, loop=loop, future=loop.create_future())
+        number = self._send(waiter, tool, place, body)
+        try:
+            outcome: Outcome = await waiter.future
+        except BaseException:
+            self._drop(number, waiter)
+            raise
+        self._resuming.discard(waiter)
+        return outcome
+
+    def _send(self, waiter: _Waiter, tool: str, place: tuple[str, int], body: bytes) -> int:
+        if not self._running:
+            raise NotHere
+        mask = block_all()  # an interrupt between two packets would leave half a message
+        try:
+            with self._channel.sending() as run:
+                if run is None:
+                    raise NotHere
+                number = self._asked + 1
+                packets = list(wire.packets(wire.ToolCall(run, number, tool, place[0], place[1], (body,))))
+                self._asked = number
+                self._waiters[number] = waiter
+                self._slow += waiter.is_slow
+                self._threads += waiter.future is None
+                self._channel.put(packets)
+        finally:
+            restore(mask)
+        return number
+
+    def _drop(self, number: int, waiter: _Waiter) -> None:
+        """The program does not wait for it any more."""
+        mask = block_all()
+        try:
+            self._resuming.discard(waiter)
+            if self._waiters.pop(number, None) is None:
+                return  # it was answered, and nobody is there to see it
+            self._slow -= waiter.is_slow
+            self._threads -= waiter.future is None
+            with self._channel.sending() as run:
+                if run is not None and self._running:
+                    self._channel.put(list(wire.packets(wire.ToolDrop(run, number))))
+        finally:
+            restore(mask)
+
+    # ------------------------------------------------------------------ reading
+
+    def _read(self) -> None:
+        """Wait for packets, and pass on what they bring. The caller holds `_reading`."""
+        if not self._inbox:
+            if other_threads() == 0:
+                self._tell_if_blocked()
+                self._channel.pull(self._inbox)
+            else:
+                if self._slow and self._others_wait():
+                    self._tell_if_blocked()
+                self._channel.pull(self._inbox, wait_s=_LOOK_S)
+        self._pass_on()
+
+    def _pass_on(self) -> None:
+        mask = block_all()  # a packet that was taken must not be lost
+        try:
+            while self._inbox:
+                message = self._channel.complete(self._inbox.popleft())
+                if isinstance(message, wire.ToolResult):
+                    self._answered += 1
+                    self._settle(message.number, (message.failed, message.parts[0]))
+        finally:
+            restore(mask)
+
+    def _settle(self, number: int, outcome: Outcome) -> None:
+        waiter = self._waiters.pop(number, None)
+        if waiter is None:
+            return
+        self._slow -= waiter.is_slow
+        self._threads -= waiter.future is None
+        self._resuming.add(waiter)
+        waiter.outcome = outcome
+        if waiter.future is None:
+            _release(waiter.wake)
+        elif _modules["asyncio"]._get_running_loop() is waiter.loop:
+            _fulfil(waiter.future, outcome)
+        else:
+            try:
+                waiter.loop.call_soon_threadsafe(_fulfil, waiter.future, outcome)
+            except RuntimeError:  # it is closed
+                self._resuming.discard(waiter)
+
+    def _hand_over(self) -> None:
+        if not self._threads:
+            return
+        for waiter in list(self._waiters.values()):
+            if waiter.future is None:
+                _release(waiter.wake)
+                return
+
+    # ------------------------------------------------------------------ event loops
+
+    def _attach(self, loop: Any) -> None:
+        if loop not in self._loops and hasattr(loop, "_selector"):
+            self._loops[loop] = loop._selector
+            loop._selector = _Selector(loop._selector, loop, self)
+            loop.add_reader(self._channel.fd, self._readable)
+
+    def _detach(self, loop: Any) -> None:
+        selector = self._loops.pop(loop)
+        if not loop.is_closed():
+            loop.remove_reader(self._channel.fd)
+            loop._selector = selector
+
+    def _readable(self) -> None:
+        """Called by an event loop."""
+        if self._reading.acquire(False):  # else a thread is about to read
+            try:
+                if self._running:
+                    self._channel.pull(self._inbox, wait_s=0.0)
+                    self._pass_on()
+            finally:
+                self._reading.release()
+                self._hand_over()
+
+    def idles(self, loop: Any) -> float | None:
+        """An event loop is about to sleep. Returns after how many seconds it is to look again; None: not at all."""
+        if not self._slow or not self._running or not _only_guards(loop):
+            return None
+        if other_threads() and not self._others_wait():
+            return _LOOK_S
+        self._tell_if_blocked()
+        return None
+
+    # ------------------------------------------------------------------ being blocked
+
+    def _tell_if_blocked(self) -> None:
+        state = (self._asked, self._answered)
+        if not self._slow or self._resuming or state == self._told or self._inbox:
+            return
+        mask = block_all()
+        try:
+            with self._channel.sending() as run:
+                if run is not None and state == (self._asked, self._answered):
+                    self._told = state
+                    self._channel.put(list(wire.packets(wire.Blocked(run, *state))))
+        finally:
+            restore(mask)
+
+    def _others_wait(self) -> bool:
+        """Whether every other thread waits without a limit."""
+        me = threading.get_ident()
+        return all(ident == me or _waits(frame) for ident, frame in _frames().items())
+
+
+class _Selector:
+    """Around the selector of an event loop: hears when the loop is about to sleep."""
+
+    def __init__(self, inner: Any, loop: Any, calls: Calls) -> None:
+        self._inner, self._loop, self._calls = inner, loop, calls
+
+    def select(self, timeout: float | None = None) -> Any:
+        if timeout is not None and timeout <= 0:
+            return self._inner.select(timeout)
+        again = self._calls.idles(self._loop)
+        return self._sleep(
+            timeout if again is None else again if timeout is None else min(timeout, again), _only_guards(self._loop)
+        )
+
+    def _sleep(self, timeout: float | None, idle: bool) -> Any:  # noqa: ARG002
+        """`idle` is read by other threads, see `_waits`."""
+        return self._inner.select(timeout)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+
+def _only_guards(loop: Any) -> bool:
+    """Whether nothing is ready in this loop, and no timer is set but those that end a wait for something else."""
+    if loop._ready:
+        return False
+    return all(handle._cancelled or _is_guard(handle._callback) for handle in loop._scheduled)
+
+
+def _is_guard(callback: Any) -> bool:
+    """asyncio.timeout and wait_for, wait, as_completed: what they call when the time is over."""
+    name = getattr(getattr(callback, "__func__", callback), "__qualname__", "")
+    return name in (
+        "Timeout._on_timeout",
+        "_release_waiter",
+        "as_completed.<locals>._on_timeout",
+        "_AsCompletedIterator._handle_timeout",
+    )
+
+
+def _waits(frame: Any) -> bool:
+    code = frame.f_code
+    if code is _SELECT:
+        return bool(frame.f_locals.get("idle"))
+    if code is _CONDITION_WAIT and any(
+        above is not None and above.f_code is _START for above in (frame.f_back, frame.f_back.f_back)
+    ):
+        return False  # for a thread that is just being started
+    return code is _WAIT or (code in _WAITS and frame.f_locals.get("timeout") in (None, -1))
+
+
+def _fulfil(future: Any, outcome: Outcome) -> None:
+    if not future.done():
+        future.set_result(outcome)
+
+
+def _release(lock: Any) -> None:
+    try:
+        lock.release()
+    except RuntimeError:  # it was told already
+        return
+
+
+_CONDITION_WAIT: Final = threading.Condition.wait.__code__
+_START: Final = threading.Thread.start.__code__
+_WAIT: Final = Calls.wait.__code__
+_SELECT: Final = _Selector._sleep.__code__  # pyright: ignore[reportPrivateUsage]
