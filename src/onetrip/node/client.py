@@ -15,6 +15,7 @@ import msgspec
 
 from onetrip import addresses, errors
 from onetrip.errors import PlatformError, Unavailable
+from onetrip.model import ToolAnswer
 from onetrip.node import messages
 from onetrip.node.daemon import Config
 from onetrip.node.link import Link
@@ -37,6 +38,7 @@ class NodeClient:
     def __init__(self, sock: socket.socket, *, adopted: bool) -> None:
         self.adopted = adopted  # it was there before us
         self.on_lost: Callable[[], None] = lambda: None
+        self.on_asked: Callable[[messages.Asked | messages.Unasked], None] = lambda _: None
         self._calls: dict[int, _Call] = {}
         self._number = 0
         self._closing = False
@@ -119,6 +121,10 @@ class NodeClient:
         """These results are kept for good."""
         self._link.send(messages.Saved(tuple(run_ids)))
 
+    def told(self, run_id: str, answer: ToolAnswer) -> None:
+        """What a server tool gave."""
+        self._link.send(messages.Told(run_id, answer))
+
     async def quit(self) -> None:
         """End every sandbox and the node; waits until nothing is left."""
         self._closing = True
@@ -154,6 +160,9 @@ class NodeClient:
             call.answer.exception()  # seen
 
     def _received(self, message: messages.ToServer) -> None:
+        if isinstance(message, messages.Asked | messages.Unasked):
+            self.on_asked(message)
+            return
         fds = self._link.take_fds(message.fds) if isinstance(message, messages.Answer) else []
         call = self._calls.get(message.id)
         if call is None or call.answer.done():

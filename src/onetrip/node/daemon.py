@@ -17,6 +17,7 @@ from onetrip import model
 from onetrip.engine import LocalEngine
 from onetrip.errors import OnetripError, PlatformError, SessionGone
 from onetrip.node import messages
+from onetrip.node.asking import Asking
 from onetrip.node.link import Link
 from onetrip.node.logs import Log
 from onetrip.node.runs import Runs
@@ -41,7 +42,8 @@ class Node:
     def __init__(self, config: Config, listener: socket.socket) -> None:
         self._config, self._listener = config, listener
         self.engine = LocalEngine(warm=config.warm, max_live=config.max_live)
-        self.runs = Runs(self.engine)
+        self.asking = Asking()
+        self.runs = Runs(self.engine, self.asking.ask)
         self.runs.on_session_gone = self._session_gone
         self.sessions: dict[str, messages.HeldSession] = {}
         self._making: dict[str, asyncio.Task[None]] = {}
@@ -86,6 +88,7 @@ class Node:
     def lost(self) -> None:
         """The server is gone."""
         self._connection = None
+        self.asking.disconnected()
         if self._quit.is_set():
             return
         worth = self.sessions or any(not run.saved for run in self.runs.held())
@@ -112,7 +115,7 @@ class Node:
             making.exception()  # whoever asked has it; perhaps nobody is there any more
 
     async def open(self, session_id: str, spec: model.SessionSpec, files: dict[str, bytes], meta: dict[str, str]) -> None:
-        await self.engine.open(spec, files, session_id=session_id)
+        await self.engine.open(spec, files, session_id=session_id, ask=self.asking.ask)
         self.sessions[session_id] = messages.HeldSession(session_id, meta, spec, None)
 
     async def fork(self, session_id: str, branches: dict[str, dict[str, str]]) -> None:
@@ -123,7 +126,7 @@ class Node:
             self.sessions[branch] = messages.HeldSession(branch, meta, spec, None)
 
     def described(self) -> messages.Described:
-        return messages.Described(messages.VERSION, tuple(self.sessions.values()), self.runs.held())
+        return messages.Described(messages.VERSION, tuple(self.sessions.values()), self.runs.held(), self.asking.held())
 
 
 class Connection:
@@ -136,6 +139,7 @@ class Connection:
         self._credits: dict[int, _Credit] = {}
         self._quitting: int | None = None
         self._link = Link(sock, _decoder, self._received, self._closed)
+        node.asking.connected(self._link.send)
 
     def _received(self, message: messages.ToNode) -> None:
         match message:
@@ -152,6 +156,8 @@ class Connection:
                     task.cancel()
             case messages.Saved(run_ids):
                 self._node.runs.saved(run_ids)
+            case messages.Told(run_id, answer):
+                self._node.asking.told(run_id, answer)
 
     def end_if_left(self) -> None:
         """Close it now if its server is gone: the next server may come before we have read the end of file."""
@@ -191,7 +197,7 @@ class Connection:
                 return
             case messages.Follow(run_id, after, last_only):
                 log = node.runs.entry(run_id).log
-                await (self._last(id, log) if last_only else self._items(id, log, after))
+                await (self._last(id, log, after) if last_only else self._items(id, log, after))
                 return
             case messages.Open(session_id, spec, files, meta):
                 await node.once(session_id, lambda: node.open(session_id, spec, files, meta))
@@ -217,6 +223,8 @@ class Connection:
                 else:
                     self._link.send(messages.Answer(id, None, 1), [os.dup(workspace.fd)])
                     return
+            case messages.AnswerCalls(run_id, answers):
+                await engine.answer(run_id, answers)
             case messages.Interrupt(run_id):
                 node.runs.interrupt(run_id)
             case messages.Start(environment, floor):
@@ -233,9 +241,9 @@ class Connection:
                 return
         self._link.send(messages.Answer(id, value))
 
-    async def _last(self, id: int, log: Log) -> None:  # noqa: A002 - the name on the wire
-        """The last event of a run, when there is one. Raises why there is none."""
-        await log.wait_end()
+    async def _last(self, id: int, log: Log, after: int = 0) -> None:  # noqa: A002 - the name on the wire
+        """The last event of a run, when there is one that is newer than `after`. Raises why there is none."""
+        await log.wait_settled(after)
         if log.failure is not None and not (log.records and log.records[-1].name == "done"):
             raise log.failure
         record = log.records[-1]

@@ -19,6 +19,8 @@ NAMES: Final = {
     model.Stdout: "stdout",
     model.Stderr: "stderr",
     model.Displayed: "display",
+    model.ToolCalled: "tool_call",
+    model.ToolAnswered: "tool_result",
     model.Done: "done",
 }
 READER_S: Final = 10.0
@@ -40,18 +42,22 @@ class _Reader:
 
 
 class Log:
-    """`put` events, `end` it; `read` from a number on. `failure` is set instead of a last event where there is none."""
+    """`put` events, `end` it; `read` from a number on. `failure` is set instead of a last event where there is none.
+
+    A run that waits for its caller has a `done` as its newest event, which is the last one until the run goes on.
+    """
 
     def __init__(self) -> None:
         self.records: list[Record] = []
         self.bytes = 0
         self.ended = False
+        self.waiting = False
         self.failure: BaseException | None = None
         self._sizes: list[int] = [0]  # bytes before each record
         self._readers: set[_Reader] = set()
         self._expected: _Reader | None = None
         self._room: asyncio.Event = asyncio.Event()
-        self._waiters: collections.deque[asyncio.Future[None]] = collections.deque()
+        self._waiters: collections.deque[tuple[int, asyncio.Future[None]]] = collections.deque()
 
     def expect_reader(self) -> None:
         """One will come at once and begin at the first event: until it is there, or `READER_S` have gone, it counts as one that is slow."""
@@ -69,31 +75,43 @@ class Log:
         self.records.append(Record(len(self.records) + 1, NAMES[type(event)], data))
         self.bytes += len(data)
         self._sizes.append(self.bytes)
-        if isinstance(event, model.Done):
+        self.waiting = isinstance(event, model.Done) and event.result.status == "waiting"
+        if isinstance(event, model.Done) and not self.waiting:
             self.end()
             return
         self._wake()
+        self._settled()
         while self._readers and not self._has_room():
             self._room.clear()
             await self._room.wait()
 
     def end(self, failure: BaseException | None = None) -> None:
         """Nothing more comes."""
-        self.ended, self.failure = True, failure
+        self.ended, self.waiting, self.failure = True, False, failure
         self._wake()
-        while self._waiters:
-            waiter = self._waiters.popleft()
-            if not waiter.done():
-                waiter.set_result(None)
+        self._settled()
 
-    async def wait_end(self) -> None:
-        if not self.ended:
+    def _is_settled(self, after: int) -> bool:
+        return self.ended or (self.waiting and len(self.records) > after)
+
+    def _settled(self) -> None:
+        for after, waiter in self._waiters:
+            if self._is_settled(after) and not waiter.done():
+                waiter.set_result(None)
+        self._waiters = collections.deque(waiting for waiting in self._waiters if not waiting[1].done())
+
+    async def wait_settled(self, after: int = 0) -> None:
+        """Until it has ended, or waits with an event that is newer than `after`."""
+        if not self._is_settled(after):
             waiter = asyncio.get_running_loop().create_future()
-            self._waiters.append(waiter)
+            self._waiters.append((after, waiter))
             await waiter
 
     async def read(self, after: int) -> AsyncGenerator[Record]:
-        """Records with a number above `after`, to the last. What was yielded counts as taken when the next one is asked for."""
+        """Records with a number above `after`, to the last. What was yielded counts as taken when the next one is asked for.
+
+        That the run waits, or waited, is told only if nothing came after it; then it is the last.
+        """
         reader = _Reader(min(max(after, 0), len(self.records)))
         self._readers.add(reader)
         if self._expected is not None:
@@ -102,9 +120,14 @@ class Log:
         try:
             while True:
                 while reader.at < len(self.records):
-                    yield self.records[reader.at]
+                    record = self.records[reader.at]
+                    is_newest = reader.at + 1 == len(self.records)
+                    if record.name != "done" or is_newest:
+                        yield record
                     reader.at += 1
                     self._room.set()
+                    if record.name == "done" and is_newest:
+                        return
                 if self.ended:
                     return
                 reader.wake.clear()

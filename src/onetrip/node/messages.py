@@ -10,9 +10,9 @@ from typing import Any, Final
 
 import msgspec
 
-from onetrip.model import Cell, Level, SessionSpec
+from onetrip.model import Cell, Level, SessionSpec, ToolAnswer, ToolRequest
 
-VERSION: Final = 2  # of this file: a node of another one is not adopted
+VERSION: Final = 3  # of this file: a node of another one is not adopted
 WINDOW_BYTES: Final = 1 << 20
 ACK_BYTES: Final = 128 << 10  # a reader acknowledges so much at once
 
@@ -59,7 +59,10 @@ class Run(Message, frozen=True):
 
 
 class Follow(Message, frozen=True):
-    """→ every event of a run with a number above `after`, or (`last_only`) the last one."""
+    """→ every event of a run with a number above `after`, or (`last_only`) the last one.
+
+    The last one is its result, or that it waits, if nothing came after that.
+    """
 
     run_id: str
     after: int = 0
@@ -70,6 +73,13 @@ class Interrupt(Message, frozen=True):
     """Of a run. → None, also where it has ended."""
 
     run_id: str
+
+
+class AnswerCalls(Message, frozen=True):
+    """Answer calls that a run waits for, all of these or none. → None"""
+
+    run_id: str
+    answers: tuple[ToolAnswer, ...]
 
 
 class Undo(Message, frozen=True):
@@ -133,7 +143,7 @@ class Quit(Message, frozen=True):
 
 
 Body = (
-    Describe | Start | Open | Run | Follow | Interrupt | Undo | Fork | Sibling | Siblings | Keep | Close | Workspace | Stats | Support
+    Describe | Start | Open | Run | Follow | Interrupt | AnswerCalls | Undo | Fork | Sibling | Siblings | Keep | Close | Workspace | Stats | Support
     | Quit
 )  # fmt: skip
 
@@ -160,7 +170,14 @@ class Saved(msgspec.Struct, frozen=True, tag="saved", array_like=True):
     run_ids: tuple[str, ...]
 
 
-ToNode = Call | Ack | Cancel | Saved
+class Told(msgspec.Struct, frozen=True, tag="told", array_like=True):
+    """What a server tool gave, in answer to `Asked`. Not answered."""
+
+    run_id: str
+    answer: ToolAnswer
+
+
+ToNode = Call | Ack | Cancel | Saved | Told
 
 # ---------------------------------------------------------------------------------------------------- node → server
 
@@ -190,7 +207,20 @@ class Failed(msgspec.Struct, frozen=True, tag="failed", array_like=True):
     retry_after_s: float | None
 
 
-ToServer = Item | Answer | Failed
+class Asked(msgspec.Struct, frozen=True, tag="asked", array_like=True):
+    """A program calls a server tool; `Told` answers. May come again with the next connection, in `Described`."""
+
+    request: ToolRequest
+
+
+class Unasked(msgspec.Struct, frozen=True, tag="unasked", array_like=True):
+    """Nobody waits for that call any more."""
+
+    run_id: str
+    call_id: str
+
+
+ToServer = Item | Answer | Failed | Asked | Unasked
 
 
 class HeldSession(msgspec.Struct, frozen=True):
@@ -212,6 +242,7 @@ class Described(msgspec.Struct, frozen=True):
     version: int
     sessions: tuple[HeldSession, ...]
     runs: tuple[HeldRun, ...]
+    calls: tuple[ToolRequest, ...] = ()  # of server tools, that have no answer yet
 
 
 class Statistics(msgspec.Struct, frozen=True):

@@ -12,6 +12,7 @@ from onetrip.engine import LocalEngine
 from onetrip.errors import Conflict, NotFound, OnetripError, PlatformError
 from onetrip.node import messages
 from onetrip.node.logs import Log
+from onetrip.seam import Ask
 
 KEEP_S: Final = 300.0  # events of a run whose result is saved: for readers that come back
 KEEP_BYTES: Final = 32 << 20  # of all such events together
@@ -36,8 +37,8 @@ class Entry:
 class Runs:
     """`begin` a run, `entry` to follow it. `on_session_gone` is told of sessions that a cell took with it."""
 
-    def __init__(self, engine: LocalEngine, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._engine, self._clock = engine, clock
+    def __init__(self, engine: LocalEngine, ask: Ask, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._engine, self._ask, self._clock = engine, ask, clock
         self._entries: dict[str, Entry] = {}
         self._saved: collections.deque[str] = (
             collections.deque()
@@ -120,7 +121,7 @@ class Runs:
                 return
             if run.session_id is None:
                 spec = run.spec or model.SessionSpec()
-                events = self._engine.run(spec, run.cell, run.files, run_id=run.run_id, queue_ms=run.queue_ms)
+                events = self._engine.run(spec, run.cell, run.files, run_id=run.run_id, queue_ms=run.queue_ms, ask=self._ask)
             else:
                 events = self._engine.execute(run.session_id, run.cell, run_id=run.run_id, queue_ms=run.queue_ms)
             async with contextlib.aclosing(events):
