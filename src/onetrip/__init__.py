@@ -27,8 +27,9 @@ __version__ = "0.1.0"  # the same as in pyproject.toml, by test
 
 if TYPE_CHECKING:
     from onetrip.embedded import alocal, local
-    from onetrip.model import Limits, ModulePolicy, Policy, Result
+    from onetrip.model import Limits, ModulePolicy, Policy, Result, Tool
     from onetrip.remote import aconnect, connect
+    from onetrip.tools.functions import tool
 
 __all__ = [
     "BadRequest",
@@ -49,6 +50,7 @@ __all__ = [
     "SandboxFailed",
     "SessionGone",
     "TooLarge",
+    "Tool",
     "Unauthorized",
     "Unavailable",
     "UnknownEnvironment",
@@ -57,6 +59,7 @@ __all__ = [
     "alocal",
     "connect",
     "local",
+    "tool",
 ]
 
 
@@ -66,8 +69,10 @@ def __getattr__(name: str) -> Any:
         from onetrip import embedded as module  # noqa: PLC0415 -- on first use, see above
     elif name in {"connect", "aconnect"}:
         from onetrip import remote as module  # noqa: PLC0415 -- on first use, see above
-    elif name in {"Limits", "ModulePolicy", "Policy", "Result"}:
+    elif name in {"Limits", "ModulePolicy", "Policy", "Result", "Tool"}:
         from onetrip import model as module  # noqa: PLC0415 -- on first use, see above
+    elif name == "tool":
+        from onetrip.tools import functions as module  # noqa: PLC0415 -- on first use, see above
     else:
         raise AttributeError(f"module 'onetrip' has no attribute {name!r}")
     return getattr(module, name)
