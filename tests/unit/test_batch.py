@@ -364,22 +364,18 @@ def test_a_thousand_items_wait_together():
 
 
 @pytest.mark.spec("TOL-40")
-def test_a_batch_may_ask_for_less_at_once_but_not_for_more():
-    for asked, allowed, most in ((2, 8, 2), (9, 3, 3), (None, 3, 3)):
-        calls = Calls(at_once=True)
-        calls.answer = lambda item, arguments, calls=calls: len(calls.running)
-        options = {} if asked is None else {"concurrency": asked}
+@pytest.mark.parametrize(("asked", "allowed", "most"), [(2, 8, 2), (9, 3, 3), (None, 3, 3)])
+def test_a_batch_may_ask_for_less_at_once_but_not_for_more(asked, allowed, most):
+    calls, options = Calls(), {} if asked is None else {"concurrency": asked}
 
-        async def main(calls=calls, options=options, allowed=allowed):
-            task = asyncio.ensure_future(
-                collect(request(*(tool(f"i{number}") for number in range(20)), **options), waiting, concurrency=allowed)
-            )
-            await scheduled(waiting, task.done, random.Random(1))
-            return await task
+    async def main():
+        items = (tool(f"i{number}") for number in range(20))
+        task = asyncio.ensure_future(collect(request(*items, **options), calls, concurrency=allowed))
+        await scheduled(calls, task.done, random.Random(1))
+        return task.result()
 
-        waiting = Calls()
-        asyncio.run(main())
-        assert waiting.most == most
+    assert len(asyncio.run(main())) == 20
+    assert calls.most == most
 
 
 def a_result(**changes):
