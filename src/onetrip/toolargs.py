@@ -1,7 +1,7 @@
 """What a caller gives as `tools=` → tools, and who answers those that are functions of the caller's own."""
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 
@@ -25,7 +25,7 @@ class Given:
             if isinstance(one, Tool):
                 declared.append(_clients(one))
             elif isinstance(one, Mapping):
-                declared.append(_declared(one, f"tools[{i}]"))
+                declared.append(_declared(cast("Mapping[str, Any]", one), f"tools[{i}]"))
             elif callable(one):
                 functions.append(one)
             else:
