@@ -13,7 +13,7 @@ import collections
 import math
 import os
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Final
 
@@ -30,10 +30,26 @@ _RETRY_S: Final = 1.0  # when nobody knows: a run or a session may end any momen
 _MAX_RETRY_S: Final = 60.0
 
 
-class Ticket(msgspec.Struct, frozen=True):
-    """A slot to run in, for as long as the `with` lasts."""
+class Ticket:
+    """A slot to run in, for as long as the `with` lasts; while a run waits for its caller, another may have it."""
 
-    queue_ms: float
+    def __init__(self, queue_ms: float, release: Callable[[], None], take: Callable[[], Awaitable[None]]) -> None:
+        self.queue_ms = queue_ms
+        self._release, self._take = release, take
+        self._taking = asyncio.Lock()
+        self.held = True
+
+    def suspend(self) -> None:
+        if self.held:
+            self.held = False
+            self._release()
+
+    async def resume(self) -> None:
+        """Wait for a slot again, if it has none. Raises Overloaded."""
+        async with self._taking:
+            if not self.held:
+                await self._take()
+                self.held = True
 
 
 class Seat(msgspec.Struct, frozen=True, eq=False):
@@ -175,11 +191,12 @@ class Admission:
             asked = self._clock()
             await self._slot(tenant)
             began = self._clock()
+            ticket = Ticket((began - asked) * 1000, lambda: self._release(tenant), lambda: self._slot(tenant))
             try:
-                yield Ticket((began - asked) * 1000)
+                yield ticket
             finally:
                 self._typical_s += ((self._clock() - began) - self._typical_s) / 16
-                self._release(tenant)
+                ticket.suspend()
         finally:
             if limits is not None:
                 tenant.take(limits, -1)

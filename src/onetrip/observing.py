@@ -4,6 +4,7 @@ import msgspec
 
 from onetrip import model
 from onetrip.errors import OnetripError
+from onetrip.model import ToolAnswer, ToolRequest
 from onetrip.node.messages import Statistics
 from onetrip.service.observer import EndKind
 from onetrip.service.records import Facts, Run, Session
@@ -38,6 +39,18 @@ class Observing:
             duration_ms=facts.usage.wall_ms,
             limit=facts.limit.name if facts.limit else None,
         )
+
+    def tool_called(self, request: ToolRequest, answer: ToolAnswer, seconds: float) -> None:
+        outcome = "ok" if answer.error is None else answer.error.type
+        self._telemetry.tool_called(request.tool, outcome, seconds)
+        self._telemetry.log.info(
+            "tool", run_id=request.run_id, session_id=request.session_id, code=outcome, tool=request.tool, call_id=request.id,
+            duration_ms=round(seconds * 1e3, 3),
+        )  # fmt: skip
+
+    def answers_refused(self, run_id: str, error: OnetripError) -> None:
+        self._telemetry.answers_refused(error.code)
+        self._telemetry.log.warning("answers refused", run_id=run_id, code=error.code)
 
     def run_failed(self, run: Run, error: OnetripError) -> None:
         if (span := self._spans.pop(run.id, None)) is not None:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from onetrip.model import FileChange, Isolation, Level, Limits, Mechanism, ModulePolicy
+from onetrip.model import Effect, FileChange, Isolation, Level, Limits, Mechanism, ModulePolicy
 
 Encoding = Literal["utf-8", "base64"]
 OnDisconnect = Literal["continue", "interrupt"]
@@ -52,9 +52,27 @@ class FileContent(Request, frozen=True):
     encoding: Encoding = "utf-8"
 
 
+class DeclaredTool(Request, frozen=True):
+    """A tool of the caller's: programs call it, the run waits, and the caller answers. See `model.Tool`."""
+
+    name: str
+    description: str = ""
+    input_schema: dict[str, Any] = {}
+    output_schema: dict[str, Any] | None = None
+    effect: Effect = "write"
+    approval: Literal["never", "required"] = "never"
+
+
+Patterns = tuple[Annotated[str, Meta(max_length=200)], ...]
+WaitS = Annotated[float, Meta(gt=0, le=30 * 86_400)]
+DAY_S = 86_400.0
+
+
 class SessionRequest(Request, frozen=True):
     environment: str | None = None
-    tools: tuple[dict[str, Any], ...] = ()
+    tools: tuple[DeclaredTool, ...] = ()
+    server_tools: Patterns | None = None  # which of the server's tools, such as "shop.*"; none named: all that the key may use
+    wait_s: WaitS = DAY_S  # how long a call waits for the caller
     limits: LimitsRequest = LimitsRequest()
     policy: PolicyRequest = PolicyRequest()
     files: tuple[FileContent, ...] = ()
@@ -75,7 +93,7 @@ class CellRequest(Request, frozen=True):
     stream: bool = False
     on_disconnect: OnDisconnect = "continue"
     final: bool = False  # behave at the end as an ending program does: threads joined, exit handlers run
-    tools: tuple[dict[str, Any], ...] = ()
+    tools: tuple[DeclaredTool, ...] = ()  # for this cell; whoever asks for it answers their calls
     tool_choice: Any = None
 
 
@@ -83,6 +101,8 @@ class RunRequest(CellRequest, frozen=True):
     """A one-shot: a cell, and what the session is made of that is made for it."""
 
     environment: str | None = None
+    server_tools: Patterns | None = None
+    wait_s: WaitS = DAY_S
     limits: LimitsRequest = LimitsRequest()
     policy: PolicyRequest = PolicyRequest()
     files: tuple[FileContent, ...] = ()
@@ -97,6 +117,35 @@ class Pending(msgspec.Struct, frozen=True):
     id: str
     session_id: str | None
     status: Literal["queued", "running"]
+
+
+class ToolFailed(Request, frozen=True):
+    """Why a call has no value."""
+
+    message: Annotated[str, Meta(max_length=100_000)]
+    type: Literal["error", "timeout", "denied", "arguments"] = "error"
+    retryable: bool = False
+    code: Annotated[str, Meta(max_length=100)] | None = None
+
+
+class ToolResult(Request, frozen=True):
+    """The answer to one pending call: a value, or an error. Of a call that waits for approval: `approved`, or an error."""
+
+    id: Annotated[str, Meta(max_length=100)]
+    value: msgspec.Raw = msgspec.Raw(b"null")
+    approved: bool | None = None
+    error: ToolFailed | None = None
+
+
+class ToolResultsRequest(Request, frozen=True):
+    """Answers to calls that a run waits for: any subset, in any order. All are taken or none.
+
+    `wait`: answer with the run's next result; without, at once, with 202.
+    """
+
+    results: Annotated[tuple[ToolResult, ...], Meta(min_length=1, max_length=10_000)]
+    stream: bool = False
+    wait: bool = True
 
 
 class UndoRequest(Request, frozen=True):
@@ -174,8 +223,18 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     network: bool = False
 
 
+class ToolInfo(msgspec.Struct, frozen=True, kw_only=True):
+    name: str
+    description: str
+    input_schema: dict[str, Any]
+    output_schema: dict[str, Any] | None
+    effect: Effect
+    approval: Literal["never", "required"]
+    timeout_s: float | None
+
+
 class ToolList(msgspec.Struct, frozen=True):
-    tools: tuple[dict[str, Any], ...] = ()
+    tools: tuple[ToolInfo, ...] = ()
 
 
 __all__ = [

@@ -24,7 +24,8 @@ from typing import Any, Final, Self
 import msgspec
 
 from onetrip.errors import BadRequest, Conflict, NotFound, OnetripError, Unavailable
-from onetrip.settings import Quota, Role
+from onetrip.settings import Quota
+from onetrip.store_calls import CallRows
 from onetrip.store_schema import (
     ADD_AUDIT,
     ADD_USAGE,
@@ -68,6 +69,7 @@ class Store:
     def __init__(self, path: Path, clock: Callable[[], float]) -> None:
         self._path, self._clock = path, clock
         self._write_lock, self._read_lock = threading.RLock(), threading.RLock()
+        self.calls = CallRows(self._rows, self._change, clock)
         _prepare_file(path)
         self._write = _connect(path)
         try:
@@ -117,24 +119,29 @@ class Store:
         for name, quota, created in self._rows(query, values):
             yield Tenant(name, None if quota is None else msgspec.json.decode(quota, type=Quota), created)
 
-    def add_key(self, key_id: str, tenant: str, role: Role, digest: bytes, label: str) -> Key:
+    def add_key(self, key: Key, digest: bytes) -> None:
         """Raises NotFound for an unknown tenant."""
-        key = Key(key_id, tenant, role, label, self._clock(), None)
-        row = (key_id, tenant, role, digest, label, key.created)
-        self._change("INSERT INTO keys (id, tenant, role, hash, label, created) VALUES (?, ?, ?, ?, ?, ?)", row)
-        return key
+        row = (
+            key.id,
+            key.tenant,
+            key.role,
+            digest,
+            key.label,
+            key.created,
+            None if key.tools is None else msgspec.json.encode(key.tools).decode(),
+        )
+        self._change("INSERT INTO keys (id, tenant, role, hash, label, created, tools) VALUES (?, ?, ?, ?, ?, ?, ?)", row)
 
     def key(self, key_id: str) -> tuple[Key, bytes] | None:
         """The key, revoked or not, and the hash of its secret."""
-        query = "SELECT id, tenant, role, label, created, revoked, hash FROM keys WHERE id = ?"
-        for *key, digest in self._rows(query, (key_id,)):
-            return Key(*key), digest
+        for *key, digest in self._rows(f"SELECT {_KEY}, hash FROM keys WHERE id = ?", (key_id,)):
+            return _key(*key), digest
         return None
 
     def keys(self, tenant: str | None = None) -> tuple[Key, ...]:
         """Every key, also revoked ones, the oldest first; of one tenant, or of all."""
-        query = "SELECT id, tenant, role, label, created, revoked FROM keys WHERE :tenant IS NULL OR tenant = :tenant ORDER BY created, id"
-        return tuple(Key(*row) for row in self._rows(query, {"tenant": tenant}))
+        query = f"SELECT {_KEY} FROM keys WHERE :tenant IS NULL OR tenant = :tenant ORDER BY created, id"
+        return tuple(_key(*row) for row in self._rows(query, {"tenant": tenant}))
 
     def revoke_key(self, key_id: str) -> bool:
         """False when there is no such key, or it was revoked before."""
@@ -319,7 +326,15 @@ class Store:
             database.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
 
 
+_KEY: Final = "id, tenant, role, label, created, revoked, tools"
 _SESSION: Final = "id, tenant, created, request, metadata, ended_at, ended_why"
+
+
+def _key(*row: Any) -> Key:
+    key_id, tenant, role, label, created, revoked, tools = row
+    return Key(
+        key_id, tenant, role, label, created, revoked, None if tools is None else msgspec.json.decode(tools, type=tuple[str, ...])
+    )
 
 
 def _prepare_file(path: Path) -> None:

@@ -22,6 +22,7 @@ class Key(msgspec.Struct, frozen=True):
     label: str
     created: float
     revoked: float | None
+    tools: tuple[str, ...] | None = None  # patterns of the server tools that it may use; None: all
 
 
 class AuditEntry(msgspec.Struct, frozen=True):
@@ -154,6 +155,17 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
             PRIMARY KEY (tenant, key)
         ) STRICT, WITHOUT ROWID""",
         "CREATE INDEX idempotency_age ON idempotency (created)",
+    ),
+    (
+        "ALTER TABLE keys ADD COLUMN tools TEXT",  # JSON list of patterns; NULL: all
+        """CREATE TABLE tool_calls (
+            run TEXT NOT NULL,
+            call TEXT NOT NULL,
+            at REAL NOT NULL,
+            answer BLOB, -- NULL: it was begun
+            PRIMARY KEY (run, call)
+        ) STRICT, WITHOUT ROWID""",
+        "CREATE INDEX tool_calls_age ON tool_calls (at)",
     ),
 )
 

@@ -34,6 +34,7 @@ class Caller(msgspec.Struct, frozen=True):
     tenant: str
     key_id: str
     role: Role
+    tools: tuple[str, ...] | None = None  # patterns of the server tools that it may use; None: all
 
 
 class Tenants:
@@ -55,7 +56,7 @@ class Tenants:
         if found is None or not matches or found[0].revoked is not None:
             raise Unauthorized("The key is missing, or not known here.")
         key = found[0]
-        return Caller(key.tenant, key.id, key.role)
+        return Caller(key.tenant, key.id, key.role, key.tools)
 
     def require(self, caller: Caller, role: Role) -> None:
         """Raises Forbidden unless the caller has that role, or one above it."""
@@ -91,13 +92,19 @@ class Tenants:
         detail = "" if quota is None else msgspec.json.encode(quota).decode()
         self._store.record("tenant.quota", tenant=tenant, key=by, target=tenant, detail=detail)
 
-    def create_key(self, tenant: str, role: Role, label: str = "", *, by: str = COMMAND_LINE) -> tuple[str, Key]:
-        """The token, which nobody can show again, and its key. Raises NotFound for an unknown tenant, BadRequest."""
+    def create_key(
+        self, tenant: str, role: Role, label: str = "", *, tools: tuple[str, ...] | None = None, by: str = COMMAND_LINE
+    ) -> tuple[str, Key]:
+        """The token, which nobody can show again, and its key. `tools`: patterns of the server tools that it may use; None: all.
+
+        Raises NotFound for an unknown tenant, BadRequest.
+        """
         _check_label(label)
-        key_id, secret = secrets.token_hex(6), secrets.token_hex(32)
-        key = self._store.add_key(key_id, tenant, role, _digest(secret), label)
-        self._store.record("key.create", tenant=tenant, key=by, target=key_id, detail=role)
-        return _token(key_id, secret), key
+        secret = secrets.token_hex(32)
+        key = Key(secrets.token_hex(6), tenant, role, label, time.time(), None, tools)
+        self._store.add_key(key, _digest(secret))
+        self._store.record("key.create", tenant=tenant, key=by, target=key.id, detail=role)
+        return _token(key.id, secret), key
 
     def temporary_key(self, token: str | None = None, tenant: str = LOCAL_TENANT, role: Role = "admin") -> str:
         """A token that ends with this process, or with the first key, and is not in the database: for a server that nobody gave a key.

@@ -55,7 +55,8 @@ ROUTES: Final[tuple[Route, ...]] = (
     ),
     Route(
         method="POST", path="/v1/runs/{rid}/tool_results", endpoint=runs.answer_tools, summary="Answer pending tool calls",
-        gives=((200, Result),), errors=(400, 404, 409, 410, 500, 501, 503),
+        takes=schema.ToolResultsRequest, gives=((200, Result), (200, EVENTS), (202, schema.Pending)), headers=(_KEY,),
+        errors=(400, 404, 409, 410, 413, 500, 501, 503),
     ),
     Route(
         method="POST", path="/v1/sessions", endpoint=sessions.create_session, summary="Open a session",
@@ -117,7 +118,12 @@ ROUTES: Final[tuple[Route, ...]] = (
         method="GET", path="/v1/tools", endpoint=system.tools, summary="The server's tools", gives=((200, schema.ToolList),), errors=()
     ),
     Route(
-        method="GET", path="/v1/tools/stubs", endpoint=system.stubs, summary="Tools as text for a prompt", gives=((200, TEXT),), errors=()
+        method="GET", path="/v1/tools/stubs", endpoint=system.stubs, summary="Tools as text for a prompt", gives=((200, TEXT),),
+        query=(
+            ("budget", "integer", "At most so many tokens, 2000 if it is not said"), ("style", "string", "async (the default) or blocking"),
+            ("tools", "string", "A pattern such as shop.*; may be repeated"),
+        ),
+        errors=(400,),
     ),
     Route(
         method="GET", path="/v1/capabilities", endpoint=system.capabilities, summary="What isolation and limits hold here",

@@ -9,8 +9,10 @@ from starlette.responses import Response
 
 from onetrip.api.events import PING_S, EventStream, stop, wait_left
 from onetrip.api.requests import body, caller, idempotency_key, service, whole_number
-from onetrip.errors import Conflict
-from onetrip.schema import CellRequest, Pending, RunRequest
+from onetrip.errors import BadRequest
+from onetrip.model import ToolAnswer, ToolFailure
+from onetrip.schema import CellRequest, Pending, RunRequest, ToolResult, ToolResultsRequest
+from onetrip.service import specs
 from onetrip.service.records import Run
 from onetrip.telemetry import note
 from onetrip.tenants import Caller
@@ -55,12 +57,14 @@ async def _or_interrupt(request: Request, who: Caller, run: Run) -> None:
     """Wait for the end of the run, or of the connection, which ends the run."""
 
     left = asyncio.create_task(wait_left(request.receive))
+    settled = asyncio.create_task(run.settled.wait())
     try:
-        await asyncio.wait([left, run.outcome], return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait([left, settled], return_when=asyncio.FIRST_COMPLETED)
         if left.done():
             await service(request).runs.interrupt(who, run.id)
     finally:
         await stop(left)
+        await stop(settled)
 
 
 async def _stream(request: Request, who: Caller, run_id: str, after: int, *, interrupts: bool = False) -> Response:
@@ -111,7 +115,28 @@ async def interrupt_run(request: Request) -> Response:
 
 
 async def answer_tools(request: Request) -> Response:
-    """There are no tools to wait for yet, so no run waits."""
-    who = caller(request, "user")
-    await service(request).runs.result(who, request.path_params["rid"])
-    raise Conflict("this run waits for no tool", hint="Only a run whose status is `waiting` takes results.")
+    who, run_id = caller(request, "user"), request.path_params["rid"]
+    asked = await body(request, ToolResultsRequest)
+    streamed = asked.stream or "text/event-stream" in request.headers.get("accept", "")
+    answers = tuple(_answer_of(result, f"results[{i}]") for i, result in enumerate(asked.results))
+    fingerprint, key = specs.fingerprint(f"answers {run_id}", asked), idempotency_key(request)
+    run, number = await service(request).runs.answer(who, run_id, answers, fingerprint, idempotency_key=key)
+    if streamed:
+        return await _stream(request, who, run_id, number)
+    if asked.wait:
+        return Response(await run.wait(), media_type=JSON)
+    return Response(msgspec.json.encode(Pending(run_id, None, "running")), 202, {"Retry-After": "1"}, JSON)
+
+
+def _answer_of(result: ToolResult, field: str) -> ToolAnswer:
+    if result.error is not None:
+        failed = result.error
+        return ToolAnswer(result.id, error=ToolFailure(failed.message, failed.type, failed.retryable, failed.code))
+    if result.approved is False:
+        return ToolAnswer(result.id, error=ToolFailure("nobody allowed this call", "denied", code="not_approved"))
+    value = bytes(result.value)
+    try:
+        msgspec.json.decode(value)  # a raw value was skipped over, not checked
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as err:
+        raise BadRequest(f"{field}.value: not JSON: {err}", field=f"{field}.value") from err
+    return ToolAnswer(result.id, value)

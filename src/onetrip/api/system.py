@@ -1,16 +1,22 @@
 """Endpoints about the server itself: health, capabilities, metrics, tools."""
 
+from typing import Final
+
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
 from onetrip import __version__, environments
-from onetrip.api.requests import caller, service
+from onetrip.api.requests import caller, service, whole_number
 from onetrip.api.runs import JSON
+from onetrip.errors import BadRequest
 from onetrip.observing import snapshot
-from onetrip.schema import Capabilities, Health, ToolList
+from onetrip.schema import Capabilities, Health, ToolInfo, ToolList
 from onetrip.service import specs
 from onetrip.telemetry import Telemetry
+from onetrip.tools.stubs import render
+
+DEFAULT_BUDGET_TOKENS: Final = 2000
 
 
 async def healthz(request: Request) -> Response:
@@ -56,10 +62,21 @@ async def metrics(request: Request) -> Response:
 
 
 async def tools(request: Request) -> Response:
-    caller(request, "reader")
-    return Response(msgspec.json.encode(ToolList()), media_type=JSON)
+    """The server tools that this key may use."""
+    who = caller(request, "reader")
+    found = ToolList(
+        tuple(msgspec.convert(tool, ToolInfo, from_attributes=True) for tool in service(request).tools.tools(who.tools))
+    )
+    return Response(msgspec.json.encode(found), media_type=JSON)
 
 
 async def stubs(request: Request) -> Response:
-    caller(request, "reader")
-    return Response("# This server has no tools.\n", media_type="text/plain")
+    """The same as text for a prompt; the same bytes as long as the tools are the same."""
+    who = caller(request, "reader")
+    query = request.query_params
+    budget = whole_number(query.get("budget"), "budget", low=100, high=1_000_000, default=DEFAULT_BUDGET_TOKENS)
+    style = query.get("style", "async")
+    if style != "async" and style != "blocking":  # noqa: PLR1714 -- so that its type is known
+        raise BadRequest("style: async or blocking", field="style")
+    found = render(service(request).tools.tools(who.tools, query.getlist("tools") or None), style=style, budget_tokens=budget)
+    return Response(found.text, media_type="text/plain")

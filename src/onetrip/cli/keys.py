@@ -32,15 +32,24 @@ def command() -> None:
     help="Manages tenants and sees all; runs its tenant's programs; only looks.",
 )
 @click.option("--label", default="", help="What it is for, as `onetrip keys list` will show it.", metavar="TEXT")
+@click.option(
+    "--tools",
+    multiple=True,
+    metavar="PATTERN",
+    help="Server tools that it may use, such as 'shop.*'; may be repeated.  [default: all]",
+)
+@click.option("--no-tools", is_flag=True, help="It may use no server tool.")
 @config_option
 @click.option("--json", "as_json", is_flag=True, help="Print the key with its token as JSON.")
-def create(tenant: str, role: Role, label: str, configuration: Path | None, as_json: bool) -> None:
+def create(
+    tenant: str, role: Role, label: str, tools: tuple[str, ...], no_tools: bool, configuration: Path | None, as_json: bool
+) -> None:
     """Make a key and print its token, which is shown this once: only a hash of it is kept."""
     with opened(configuration) as (store, settings):
         tenants = Tenants(store, settings)
         if tenants.create_tenant(tenant):
             print(f"made the tenant {tenant}", file=sys.stderr)
-        token, key = tenants.create_key(tenant, role, label)
+        token, key = tenants.create_key(tenant, role, label, tools=tools or (() if no_tools else None))
     if as_json:
         sys.stdout.write(
             msgspec.json.format(msgspec.json.encode({**msgspec.to_builtins(key), "token": token}), indent=2).decode() + "\n"

@@ -5,7 +5,7 @@ What equals Onetrip's own default is not sent, so that the server's configuratio
 
 import base64
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal, TypeVar
 from urllib.parse import quote
 
@@ -25,6 +25,9 @@ from onetrip.model import (
     SessionSpec,
     SessionState,
     Support,
+    Tool,
+    ToolAnswer,
+    ToolFailure,
 )
 from onetrip.seam import Contents
 
@@ -86,6 +89,8 @@ def open_session(spec: SessionSpec, files: Contents, key: str) -> tuple[Ask, dic
     request = schema.SessionRequest(
         **_common(spec),
         files=_files(inline),
+        tools=_declared(spec.tools),
+        wait_s=spec.wait_s,
         idle_timeout_s=spec.idle_timeout_s,
         checkpoints=spec.checkpoints,
         on_error=spec.on_error,
@@ -100,7 +105,14 @@ def session(session_id: str, method: Literal["GET", "DELETE"] = "GET") -> Ask:
 def cell(session_id: str, asked: Cell, key: str) -> Ask:
     """Raises BadRequest."""
     _check(asked)
-    request = schema.CellRequest(code=asked.code, inputs=asked.inputs, timeout_s=asked.timeout_s, final=asked.final, stream=True)
+    request = schema.CellRequest(
+        code=asked.code,
+        inputs=asked.inputs,
+        timeout_s=asked.timeout_s,
+        final=asked.final,
+        stream=True,
+        tools=_declared(asked.tools),
+    )
     return _post(f"v1/sessions/{_part(session_id)}/runs", request, key)
 
 
@@ -108,9 +120,20 @@ def shot(spec: SessionSpec, asked: Cell, files: Contents, key: str) -> Ask:
     """Raises BadRequest."""
     _check(asked)
     request = schema.RunRequest(
-        **_common(spec), code=asked.code, inputs=asked.inputs, timeout_s=asked.timeout_s, stream=True, files=_files(files)
-    )
+        **_common(spec), code=asked.code, inputs=asked.inputs, timeout_s=asked.timeout_s, stream=True, files=_files(files),
+        tools=_declared((*spec.tools, *asked.tools)), wait_s=spec.wait_s,
+    )  # fmt: skip
     return _post("v1/runs", request, key)
+
+
+def answer(run_id: str, answers: Sequence[ToolAnswer], key: str) -> Ask:
+    """Raises BadRequest."""
+    results = tuple(schema.ToolResult(id=one.id, value=msgspec.Raw(one.value), error=_failed(one.error)) for one in answers)
+    return _post(f"v1/runs/{_part(run_id)}/tool_results", schema.ToolResultsRequest(results=results, wait=False), key)
+
+
+def _failed(failure: ToolFailure | None) -> schema.ToolFailed | None:
+    return None if failure is None else schema.ToolFailed(**msgspec.structs.asdict(failure))
 
 
 def run(run_id: str) -> Ask:
@@ -253,6 +276,12 @@ def _common(spec: SessionSpec) -> dict[str, Any]:
         "isolation_floor": spec.isolation_floor,
         "threads": spec.threads,
     }
+
+
+def _declared(tools: Sequence[Tool]) -> tuple[schema.DeclaredTool, ...]:
+    """As the server is told them: whoever answers, for it they are the client's."""
+    names = schema.DeclaredTool.__struct_fields__
+    return tuple(schema.DeclaredTool(**{name: getattr(tool, name) for name in names}) for tool in tools)
 
 
 def _limits(limits: Limits) -> schema.LimitsRequest:

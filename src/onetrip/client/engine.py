@@ -4,18 +4,19 @@ import asyncio
 import contextlib
 import secrets
 import time
-from collections.abc import AsyncGenerator, Coroutine, Generator
+from collections.abc import AsyncGenerator, Coroutine, Generator, Sequence
 from typing import Any, Final
 
 from onetrip.client import core
+from onetrip.client.answering import Functions, Running
 from onetrip.client.events import Record, Records, event
 from onetrip.client.files import RemoteFiles
 from onetrip.client.http import Broken, Link, Options
 from onetrip.client.retries import Retries
 from onetrip.errors import IsolationUnavailable, NotFound, OnetripError, SessionGone, UnknownEnvironment
-from onetrip.model import Cell, Done, Event, Level, Rewound, SessionSpec, Started, Support
+from onetrip.model import Cell, Done, Event, Level, Rewound, SessionSpec, Started, Support, ToolAnswer
 from onetrip.schema import Capabilities
-from onetrip.seam import Contents
+from onetrip.seam import Ask, Contents
 
 SILENCE_S: Final = 45.0  # without a word, three of the server's pings; then we look whether it is still there
 HEALTH_S: Final = 10.0
@@ -31,6 +32,7 @@ class RemoteEngine:
     def __init__(self, url: str, token: str | None, options: Options) -> None:
         self._link = Link(url, token, options)
         self._retry_s = options.retry_s
+        self._functions: dict[str, Functions] = {}  # session → those of its tools that are the caller's functions
         self._running: dict[str, str] = {}  # session → the run of ours that has begun
         self._loose: set[asyncio.Task[None]] = set()  # clean-up that outlives its caller
 
@@ -49,13 +51,15 @@ class RemoteEngine:
 
     # ------------------------------------------------------------------ sessions
 
-    async def open(self, spec: SessionSpec, files: Contents) -> str:
-        ask, later = core.open_session(spec, files, _new_key())
+    async def open(self, spec: SessionSpec, files: Contents, *, ask: Ask | None = None) -> str:
+        request, later = core.open_session(spec, files, _new_key())
         try:
-            session_id = core.session_id(await self._link.ask(ask))
+            session_id = core.session_id(await self._link.ask(request))
         except asyncio.CancelledError:
-            self._later(self._close_what_opened(ask))
+            self._later(self._close_what_opened(request))
             raise
+        if (functions := _functions(spec, ask)) is not None:
+            self._functions[session_id] = functions
         try:
             for path, data in later.items():
                 await self.files(session_id).write(path, data)
@@ -79,22 +83,52 @@ class RemoteEngine:
         return core.rewound(await self._link.ask(ask, answer_s=TURN_S))
 
     async def fork(self, session_id: str, count: int = 1) -> list[str]:
-        return core.branches(await self._link.ask(core.fork(session_id, count, _new_key()), answer_s=TURN_S))
+        made = core.branches(await self._link.ask(core.fork(session_id, count, _new_key()), answer_s=TURN_S))
+        if session_id in self._functions:
+            self._functions |= dict.fromkeys(made, self._functions[session_id])
+        return made
 
     def files(self, session_id: str) -> RemoteFiles:
         return RemoteFiles(self._link, session_id, self._retry_s)
 
     async def close(self, session_id: str) -> None:
+        self._functions.pop(session_id, None)
         with contextlib.suppress(NotFound, SessionGone):
             await self._link.ask(core.session(session_id, "DELETE"), retry_s=CLEAN_UP_S)
 
     # ------------------------------------------------------------------ runs
 
     def execute(self, session_id: str, cell: Cell) -> AsyncGenerator[Event]:
-        return self._events(core.cell(session_id, cell, _new_key()), session_id)
+        events = self._events(core.cell(session_id, cell, _new_key()), session_id)
+        functions = self._functions.get(session_id)
+        return events if functions is None else self._answering(events, functions)
 
-    def run(self, spec: SessionSpec, cell: Cell, files: Contents) -> AsyncGenerator[Event]:
-        return self._events(core.shot(spec, cell, files, _new_key()), None)
+    def run(self, spec: SessionSpec, cell: Cell, files: Contents, *, ask: Ask | None = None) -> AsyncGenerator[Event]:
+        events = self._events(core.shot(spec, cell, files, _new_key()), None)
+        functions = _functions(spec, ask)
+        return events if functions is None else self._answering(events, functions)
+
+    async def answer(self, run_id: str, answers: Sequence[ToolAnswer]) -> None:
+        await self._link.ask(core.answer(run_id, answers, _new_key()))
+
+    def follow(self, run_id: str) -> AsyncGenerator[Event]:
+        return self._events(core.events(run_id, 0), None)
+
+    async def _answering(self, events: AsyncGenerator[Event], functions: Functions) -> AsyncGenerator[Event]:
+        """The same events, with the calls of the caller's functions answered on the way."""
+        running = Running()
+        try:
+            async with contextlib.aclosing(events):
+                async for found in events:
+                    if not isinstance(found, Done) or found.result.status != "waiting":
+                        yield found
+                        continue
+                    if (rest := functions.begin(found.result, running)) is not None:
+                        yield Done(rest)
+                    if running.tasks:
+                        await self.answer(found.result.id, await running.some())
+        finally:
+            await running.aclose()
 
     async def interrupt(self, session_id: str) -> None:
         """For the run of this session that was begun through this engine."""
@@ -158,7 +192,7 @@ class _Following:
         self._retries, self._since = Retries(retry_s), time.monotonic()
         self._last = 0
         self.run_id: str | None = None
-        self.is_done = False
+        self.is_done = False  # there is nothing that whoever asked would miss
 
     async def events(self) -> AsyncGenerator[Event]:
         while True:
@@ -167,6 +201,15 @@ class _Following:
                     async for found in events:
                         self.is_done = isinstance(found, Done)
                         yield found
+                        waits = isinstance(found, Done) and found.result.status == "waiting"
+                        self._since = time.monotonic() if waits else self._since
+                        self.is_done = self.is_done and not waits
+                        if waits:  # its events go on elsewhere
+                            break
+                    else:
+                        waits = False
+                if waits:
+                    continue
                 if self.is_done:
                     return
                 raise Broken(ConnectionError("the answer ended before the result"))
@@ -234,6 +277,10 @@ class _Following:
         except OnetripError:
             return False
         return True
+
+
+def _functions(spec: SessionSpec, ask: Ask | None) -> Functions | None:
+    return None if ask is None else Functions([tool.name for tool in spec.tools if tool.side == "server"], ask)
 
 
 def _new_key() -> str:

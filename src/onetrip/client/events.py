@@ -6,10 +6,17 @@ import msgspec
 
 from onetrip.client import core
 from onetrip.errors import PlatformError
-from onetrip.model import Displayed, Done, Event, Result, Started, Stderr, Stdout
+from onetrip.model import Displayed, Done, Event, Result, Started, Stderr, Stdout, ToolAnswered, ToolCalled
 
 MAX_BYTES: Final = 1 << 30  # of one record: more than the largest result that a server may be configured to give
-_NAMES: Final = {"started": Started, "stdout": Stdout, "stderr": Stderr, "display": Displayed}
+_NAMES: Final = {
+    "started": Started,
+    "stdout": Stdout,
+    "stderr": Stderr,
+    "display": Displayed,
+    "tool_call": ToolCalled,
+    "tool_result": ToolAnswered,
+}
 
 
 class Record(msgspec.Struct, frozen=True):

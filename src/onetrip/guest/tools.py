@@ -81,8 +81,8 @@ class Record(dict[str, Any]):
 
     def __getattribute__(self, name: str) -> Any:
         if name in _SHADOWED and name in self and isinstance(self[name], list):
-            return _Both(self[name], dict.__getattribute__(self, name))
-        return dict.__getattribute__(self, name)
+            return _Both(self[name], object.__getattribute__(self, name))
+        return object.__getattribute__(self, name)
 
     def __getattr__(self, name: str) -> Any:
         try:

@@ -26,6 +26,7 @@ class Nodes:
         self._client: NodeClient | None = None
         self._restarting: asyncio.Task[None] | None = None
         self.on_lost: Callable[[], None] = lambda: None
+        self.on_asked: Callable[[messages.Asked | messages.Unasked], None] = lambda _: None
         self.restarts = 0
         self.ready: str | None = "the node is being started"  # None: it is ready to run; else why not
 
@@ -40,6 +41,7 @@ class Nodes:
         """Connect, or start one. What it holds already is what is to be adopted. Raises Unavailable."""
         client = self._client = await NodeClient.connect(self._folder, self._config, self._environ)
         client.on_lost = self._lost
+        client.on_asked = lambda message: self.on_asked(message)  # what came before is in what it holds
         described = await client.describe()
         if described is None:
             raise Unavailable("the sandboxes' process does not answer", hint=f"{self._folder / 'node.log'} may say why.")

@@ -3,6 +3,7 @@
 from typing import Literal, Protocol
 
 from onetrip.errors import OnetripError
+from onetrip.model import ToolAnswer, ToolRequest
 from onetrip.service.records import Facts, Run, Session
 
 EndKind = Literal["closed", "idle", "memory", "lost", "drained"]
@@ -16,6 +17,14 @@ class Observer(Protocol):
         ...
 
     def run_finished(self, run: Run, facts: Facts, data: bytes) -> None: ...
+    def tool_called(self, request: ToolRequest, answer: ToolAnswer, seconds: float) -> None:
+        """A server tool answered, or failed to."""
+        ...
+
+    def answers_refused(self, run_id: str, error: OnetripError) -> None:
+        """Somebody answered calls that do not wait, or in a way that cannot be."""
+        ...
+
     def run_failed(self, run: Run, error: OnetripError) -> None: ...
     def not_saved(self, error: OnetripError) -> None:
         """A result could not be written to the database."""

@@ -7,7 +7,7 @@ from typing import Final, Literal
 import msgspec
 
 from onetrip import model
-from onetrip.admission import Seat
+from onetrip.admission import Seat, Ticket
 from onetrip.errors import OnetripError
 from onetrip.schema import SessionInfo
 
@@ -54,6 +54,7 @@ class Session:
     running: int = 0  # runs that are on their way or wait, and calls at work
     cells: int = 0  # runs alone, counted from the moment in which they are asked for
     dialect: dict[str, str] = field(default_factory=dict[str, str])  # of whoever opened it, for itself
+    waits: str | None = None  # the run of it that waits for its caller
 
     @property
     def idle_timeout_s(self) -> float:
@@ -81,6 +82,10 @@ class Run:
     meta: Meta
     outcome: asyncio.Future[bytes]  # the result as JSON, or what went wrong with us
     state: Literal["queued", "running"] = "queued"
+    settled: asyncio.Event = field(default_factory=asyncio.Event)  # it has an outcome, or waits for its caller
+    so_far: bytes | None = None  # its result up to now, while it waits
+    number: int = 0  # of the event that said so
+    ticket: Ticket | None = None  # the slot that it has, or had until it waited
     begun: asyncio.Event = field(default_factory=asyncio.Event)  # the node has it, or never will
     waiting: asyncio.Task[None] | None = None  # for its turn and a slot
 
@@ -89,7 +94,37 @@ class Run:
             self.outcome.set_exception(error)
             self.outcome.exception()  # nobody need wait for it
         self.begun.set()
+        self.settled.set()
+
+    def finish(self, data: bytes) -> None:
+        if not self.outcome.done():
+            self.outcome.set_result(data)
+        self.begun.set()
+        self.settled.set()
+
+    def pause(self, so_far: bytes, number: int) -> None:
+        """It waits for its caller, as its event of this number says."""
+        self.so_far, self.number = so_far, number
+        self.settled.set()
+        if self.ticket is not None:
+            self.ticket.suspend()
+
+    def go_on(self) -> bytes | None:
+        """It does not wait any more. Returns what it had so far, to `pause` again if that was not so."""
+        so_far, self.so_far = self.so_far, None
+        if not self.outcome.done():
+            self.settled.clear()
+        return so_far
+
+    @property
+    def result(self) -> bytes | None:
+        """The result as JSON, or that so far of a run that waits; None: there is none now. Raises why there will be none."""
+        return self.outcome.result() if self.outcome.done() else self.so_far
 
     async def wait(self) -> bytes:
-        """The result as JSON. Cancelling leaves the run alone. No deadline: a run has its limits, and the queue its own."""
-        return await asyncio.shield(self.outcome)
+        """The result as JSON, or so far. Cancelling leaves the run alone. No deadline: a run has its limits, and the queue its own."""
+        while True:
+            await self.settled.wait()
+            if (found := self.result) is not None:
+                return found
+            await asyncio.sleep(0)  # it went on in the same moment

@@ -15,7 +15,7 @@ import msgspec
 from onetrip import model
 from onetrip.admission import Admission
 from onetrip.engine import new_run_id
-from onetrip.errors import NotFound, OnetripError, Overloaded, PlatformError, SessionGone, Unavailable
+from onetrip.errors import Conflict, NotFound, OnetripError, Overloaded, PlatformError, SessionGone, Unavailable
 from onetrip.node import messages
 from onetrip.node.client import NodeLost
 from onetrip.schema import CellRequest, RunRequest
@@ -27,6 +27,7 @@ from onetrip.service.owned import Owned
 from onetrip.service.records import MAX_WAITING, Facts, Meta, Run, Session
 from onetrip.service.saving import Saver
 from onetrip.service.sessions import Sessions
+from onetrip.service.toolcalls import ToolCalls
 from onetrip.settings import Settings
 from onetrip.store import Store
 from onetrip.store_schema import RunRow, Used
@@ -41,10 +42,11 @@ _facts: Final = msgspec.json.Decoder(Facts)
 class Runs:
     def __init__(
         self, settings: Settings, store: Store, admission: Admission, nodes: Nodes, observer: Observer, audit: Audit, owned: Owned,
-        sessions: Sessions, clock: Callable[[], float] = time.time,
+        sessions: Sessions, tools: ToolCalls, clock: Callable[[], float] = time.time,
     ) -> None:  # fmt: skip
         self._settings, self._store, self._admission, self._nodes = settings, store, admission, nodes
         self._observer, self._audit, self._owned, self._sessions, self._clock = observer, audit, owned, sessions, clock
+        self._tools = tools
         self._told_later: list[str] = []
         self._open: dict[str, Run] = {}  # on their way, or finished and not saved
         self._failed: dict[str, Run] = {}  # came to nothing, lately
@@ -78,6 +80,9 @@ class Runs:
             raise
         run, is_new = self._claimed(caller, session_id, f"cell {session_id}", request, idempotency_key)
         if is_new:
+            if session.waits is not None:
+                self._give_up(run, caller, idempotency_key)
+                raise Conflict(f"the session waits: its run {session.waits} has calls without an answer", hint=_ANSWER_FIRST)
             if session.cells > MAX_WAITING:
                 self._give_up(run, caller, idempotency_key)
                 raise Overloaded(f"{MAX_WAITING} runs wait for their turn in this session", retry_after_s=1.0)
@@ -91,7 +96,8 @@ class Runs:
     def begin_shot(self, caller: Caller, request: RunRequest, *, idempotency_key: str | None = None) -> Run:
         """Run a one-shot. Raises BadRequest; what comes later is the run's outcome."""
         cell = specs.cell(request, final=True)
-        spec, files = specs.shot_spec(request, self._settings), specs.contents(request.files)
+        server_tools = self._tools.tools(caller.tools, request.server_tools)
+        spec, files = specs.shot_spec(request, self._settings, server_tools), specs.contents(request.files)
         run, is_new = self._claimed(caller, None, "shot", request, idempotency_key)
         if is_new:
             self._observer.run_began(run, cell.code)
@@ -113,8 +119,7 @@ class Runs:
                 row = self._store.load_run(earlier, caller.tenant)
                 if row is not None and row.result is not None:
                     run = Run(earlier, session_id, meta, asyncio.get_running_loop().create_future(), "running")
-                    run.begun.set()
-                    run.outcome.set_result(row.result)
+                    run.finish(row.result)
                     return run, False
                 run_id = earlier
         return self._new(run_id, session_id, meta), True
@@ -147,7 +152,7 @@ class Runs:
         """Wait for a slot, and carry it. Ends with an outcome in any case."""
         try:
             async with self._admission.run(caller, limits) as ticket:
-                run.state = "running"
+                run.state, run.ticket = "running", ticket
                 await self._carry(run, msgspec.structs.replace(body, queue_ms=ticket.queue_ms))
         except OnetripError as err:
             self._fail(run, err)
@@ -160,6 +165,9 @@ class Runs:
             node = self._nodes.client
             run.begun.set()  # the call below is on its way before anybody who waits for this can ask for events
             item = await node.run(body)
+            while (facts := _facts.decode(item.data)).status == "waiting":
+                self._pause(run, item.data, item.number)
+                item = await node.run(messages.Follow(run.id, item.number, last_only=True))
         except NodeLost as err:
             await self._finish_by_us(run, "lost", model.ProgramError("SandboxLost", str(err)))
         except OnetripError as err:
@@ -169,8 +177,9 @@ class Runs:
             self._stopped(run)
             raise
         else:
-            await self._finish(run, item.data)
+            await self._finish(run, item.data, facts)
         finally:
+            self._goes_on(run)
             self._fail(run, PlatformError("the server broke off this run"))  # unless it has an outcome, as it should
 
     def _stopped(self, run: Run) -> None:
@@ -200,11 +209,61 @@ class Runs:
             session=model.SessionState(survived=status == "interrupted" and run.session_id is not None, note=error.message),
             isolation=model.Isolation("jail", "strict", ()),
         )
-        await self._finish(run, msgspec.json.encode(result))
+        data = msgspec.json.encode(result)
+        await self._finish(run, data, _facts.decode(data))
 
-    async def _finish(self, run: Run, data: bytes) -> None:
+    def _pause(self, run: Run, so_far: bytes, number: int) -> None:
+        """It waits for its caller; so does its session."""
+        run.pause(so_far, number)
+        if run.session_id is not None:
+            self._sessions.waits(run.session_id, run.id)
+
+    def _goes_on(self, run: Run) -> bytes | None:
+        if run.session_id is not None and run.so_far is not None:
+            self._sessions.waits(run.session_id, None)
+        return run.go_on()
+
+    async def answer(
+        self, caller: Caller, run_id: str, answers: Sequence[model.ToolAnswer], fingerprint: str, *, idempotency_key: str | None
+    ) -> tuple[Run, int]:
+        """Answer calls that a run waits for. Returns the run, and the number of the event that said that it waits.
+
+        Raises NotFound, BadRequest, Conflict, Overloaded; then none is taken.
+        """
+        run = self._known(caller, run_id)
+        number = run.number if run is not None else 0
+        if run is None:
+            await self.result(caller, run_id)  # raises where there is none
+        try:
+            if run is None or run.outcome.done():
+                raise Conflict("this run has ended and waits for nothing", hint="Its result says how.")
+            if idempotency_key is not None:
+                self._store.claim(caller.tenant, idempotency_key, fingerprint, run_id)
+            if run.ticket is not None:
+                await run.ticket.resume()
+            so_far = self._goes_on(run)
+            try:
+                await self._nodes.client.call(messages.AnswerCalls(run_id, tuple(answers)))
+            except BaseException:
+                if so_far is not None and run.so_far is None and not run.outcome.done():
+                    self._pause(run, so_far, run.number)
+                raise
+        except Conflict as err:
+            self._observer.answers_refused(run_id, err)
+            if (
+                run is None
+                or idempotency_key is None
+                or self._store.claim(caller.tenant, idempotency_key, fingerprint, run_id) is None
+            ):
+                raise  # else the answers were taken when this request came before
+        except OnetripError as err:
+            self._observer.answers_refused(run_id, err)
+            raise
+        assert run is not None  # what has ended was refused
+        return run, number
+
+    async def _finish(self, run: Run, data: bytes, facts: Facts) -> None:
         """Give the result to who waits, and to the database. Until it is there it is found here, or by the next server in the node."""
-        facts = _facts.decode(data)
         if run.session_id is not None and not facts.session.survived:
             self._sessions.lose(run.session_id, facts.session.note or "its process ended")
         self._admission.charge(run.meta.tenant, facts.usage.cpu_ms / 1e3)
@@ -214,9 +273,7 @@ class Runs:
         usage = facts.usage
         used = Used(int(facts.status != "completed"), usage.cpu_ms, usage.wall_ms, usage.output_bytes, audit)
         self._saver.put(row, used)
-        if not run.outcome.done():
-            run.outcome.set_result(data)
-        run.begun.set()
+        run.finish(data)
         self._observer.run_finished(run, facts, data)
 
     def _saved(self, run_ids: Sequence[str]) -> None:
@@ -250,9 +307,11 @@ class Runs:
         """The result as JSON, or the run where there is none yet after `wait_s`. Raises NotFound; what the run's beginning raised."""
         run = self._known(caller, run_id)
         if run is not None:
-            if not run.outcome.done() and wait_s > 0:
-                await asyncio.wait([run.outcome], timeout=wait_s)
-            return run.outcome.result() if run.outcome.done() else run
+            if wait_s > 0:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(wait_s):
+                        return await run.wait()
+            return run if (found := run.result) is None else found
         row = self._store.load_run(run_id, caller.tenant)
         if row is None or row.result is None or not run_id.startswith("run_"):
             raise NotFound(f"there is no run {run_id[:60]!r}", hint="Results are kept for a time; it may be too long ago.")
@@ -281,13 +340,13 @@ class Runs:
             async with contextlib.aclosing(items):
                 async for item in items:
                     if item.name == "done" and run is not None:
-                        await asyncio.wait([run.outcome])  # saved, so that it can be fetched by who saw this
+                        await run.settled.wait()  # saved, so that it can be fetched by who saw this
                     yield item
                     last = item.number
             return
         except (NotFound, NodeLost, Unavailable):
             pass  # too long ago, or the node is gone: the result is all that there is
-        found = await run.wait() if run is not None else await self.result(caller, run_id)
+        found: bytes | Run = await run.wait() if run is not None else await self.result(caller, run_id)
         if isinstance(found, bytes):
             yield messages.Item(0, last + 1, "done", found)
 
@@ -313,6 +372,9 @@ def _body(run: Run, spec: model.SessionSpec | None, cell: model.Cell, files: dic
     return messages.Run(
         run.id, run.session_id, spec, msgspec.structs.replace(cell, inputs={}), files, run.meta.told(), 0.0, inputs, followed
     )
+
+
+_ANSWER_FIRST: Final = "POST /v1/runs/{id}/tool_results answers them; or interrupt that run."
 
 
 def _one_less(session: Session) -> None:

@@ -22,9 +22,11 @@ from onetrip.service.owned import Owned
 from onetrip.service.runs import Runs
 from onetrip.service.sessions import Sessions
 from onetrip.service.siblings import Siblings
+from onetrip.service.toolcalls import ToolCalls
 from onetrip.settings import Role, Settings
 from onetrip.store import Store
 from onetrip.tenants import Caller, Tenants
+from onetrip.tools import Toolbox
 
 LOST: Final = "the process that held it died"
 
@@ -34,7 +36,7 @@ class Service:
 
     def __init__(
         self, settings: Settings, store: Store, tenants: Tenants, folder: Path, environ: Mapping[str, str], observer: Observer,
-        *, clock: Callable[[], float] = time.time,
+        *, toolbox: Toolbox | None = None, clock: Callable[[], float] = time.time,
     ) -> None:  # fmt: skip
         self.settings, self.store, self.tenants = settings, store, tenants
         self.admission = Admission(settings, tenants.quota, store.cpu_s_today)
@@ -44,8 +46,14 @@ class Service:
         self._owned = Owned()
         self._observer = observer
         self.audit = Audit(store, observer.not_saved)
-        self.sessions = Sessions(settings, store, self.admission, self.nodes, observer, self.audit, self._owned, clock)
-        self.runs = Runs(settings, store, self.admission, self.nodes, observer, self.audit, self._owned, self.sessions, clock)
+        self.tools = ToolCalls(toolbox, store, self.nodes, self._owned, observer)
+        self.nodes.on_asked = self.tools.heard
+        self.sessions = Sessions(
+            settings, store, self.admission, self.nodes, observer, self.audit, self._owned, self.tools, clock
+        )
+        self.runs = Runs(
+            settings, store, self.admission, self.nodes, observer, self.audit, self._owned, self.sessions, self.tools, clock
+        )
         self.siblings = Siblings(store, self.admission, self.nodes, self._owned, self.sessions)
         self._janitor = Janitor(settings, store, self.sessions, self.runs, clock)
         self._support: Support | None = None
@@ -56,6 +64,7 @@ class Service:
         described = await self.nodes.start()
         self.sessions.adopt(described)
         self.runs.adopt(described)
+        self.tools.adopt(described)
         self._owned.spawn(self.nodes.warm_up())
         self._owned.spawn(self._janitor.work())
         return bool(described.sessions or described.runs)
@@ -109,7 +118,9 @@ class Service:
     async def drain(self, timeout_s: float) -> int:
         """Refuse what is new, and wait for what is on its way; whoever waits for more than that is told. How many runs were not done in time."""
         self.draining = True
-        waiting = [run.outcome for run in self.runs.unfinished()]
+        waiting = [
+            run.outcome for run in self.runs.unfinished() if run.so_far is None
+        ]  # who waits for its caller may do so for hours
         if not waiting:
             return 0
         try:

@@ -25,6 +25,7 @@ from onetrip.service.nodes import Nodes
 from onetrip.service.observer import EndKind, Observer
 from onetrip.service.owned import Owned
 from onetrip.service.records import META, Meta, Session
+from onetrip.service.toolcalls import ToolCalls
 from onetrip.settings import Settings
 from onetrip.store import Store
 from onetrip.store_schema import RunRow
@@ -39,8 +40,9 @@ class Sessions:
 
     def __init__(
         self, settings: Settings, store: Store, admission: Admission, nodes: Nodes, observer: Observer, audit: Audit, owned: Owned,
-        clock: Callable[[], float] = time.time,
+        tools: ToolCalls, clock: Callable[[], float] = time.time,
     ) -> None:  # fmt: skip
+        self._tools = tools
         self._settings, self._store, self._admission, self._nodes = settings, store, admission, nodes
         self._observer, self._audit, self._owned, self._clock = observer, audit, owned, clock
         self.writing = asyncio.Lock()  # while a file is replaced on a condition
@@ -70,6 +72,11 @@ class Sessions:
                 seat = self._admission.adopt_session(meta.tenant, found.spec.limits)
                 session = self._live[found.id] = Session(found.id, meta, found.spec, seat, self._clock())
                 session.dialect = {name: told for name, told in found.meta.items() if name != META}
+
+    def waits(self, session_id: str, run_id: str | None) -> None:
+        """Its run waits for its caller; or (None) does not any more."""
+        if (session := self._live.get(session_id)) is not None:
+            session.waits = run_id
 
     def all(self) -> list[Session]:
         return list(self._live.values())
@@ -127,7 +134,8 @@ class Sessions:
     async def _make(
         self, caller: Caller, session_id: str, request: SessionRequest, siblings: int, dialect: Mapping[str, str]
     ) -> Session:
-        spec, files = specs.session_spec(request, self._settings), specs.contents(request.files)
+        tools = self._tools.tools(caller.tools, request.server_tools)
+        spec, files = specs.session_spec(request, self._settings, tools), specs.contents(request.files)
         spec = msgspec.structs.replace(spec, siblings=siblings) if siblings else spec
         node = self._nodes.client
         meta = Meta(caller.tenant, self._clock(), caller.key_id)

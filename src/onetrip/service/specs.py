@@ -3,24 +3,23 @@
 import base64
 import binascii
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 import msgspec
 
 from onetrip import checks
 from onetrip.errors import BadRequest
-from onetrip.model import Cell, Limits, Policy, SessionSpec
-from onetrip.schema import CellRequest, FileContent, LimitsRequest, PolicyRequest, RunRequest, SessionRequest
+from onetrip.model import Cell, Limits, Policy, SessionSpec, Tool
+from onetrip.schema import CellRequest, DeclaredTool, FileContent, LimitsRequest, PolicyRequest, RunRequest, SessionRequest
+from onetrip.schemas import Validator
 from onetrip.settings import Settings
 
 MAX_FILES: Final = 1000
-_LATER: Final = "This version runs programs without tools."
 
 
-def session_spec(request: SessionRequest, settings: Settings) -> SessionSpec:
+def session_spec(request: SessionRequest, settings: Settings, server_tools: Sequence[Tool] = ()) -> SessionSpec:
     """Raises BadRequest that names the field."""
-    _refuse_tools(request.tools)
     return SessionSpec(
         environment=request.environment or settings.environment,
         limits=_limits(request.limits, settings),
@@ -31,10 +30,12 @@ def session_spec(request: SessionRequest, settings: Settings) -> SessionSpec:
         checkpoints=request.checkpoints,
         on_error=request.on_error,
         threads=request.threads,
+        tools=_tools(request.tools, server_tools),
+        wait_s=request.wait_s,
     )
 
 
-def shot_spec(request: RunRequest, settings: Settings) -> SessionSpec:
+def shot_spec(request: RunRequest, settings: Settings, server_tools: Sequence[Tool] = ()) -> SessionSpec:
     """What a one-shot is made of. Raises BadRequest that names the field."""
     return SessionSpec(
         environment=request.environment or settings.environment,
@@ -44,18 +45,22 @@ def shot_spec(request: RunRequest, settings: Settings) -> SessionSpec:
         isolation_floor=request.isolation_floor,
         threads=request.threads,
         checkpoints=0,
+        tools=tuple(server_tools),
+        wait_s=request.wait_s,
     )
 
 
 def cell(request: CellRequest, *, final: bool) -> Cell:
     """Raises BadRequest that names the field."""
-    _refuse_tools(request.tools)
     if request.tool_choice is not None:
-        raise BadRequest("tool_choice: there are no tools", field="tool_choice", hint=_LATER)
+        raise BadRequest(
+            "tool_choice: a program calls what it likes", field="tool_choice", hint="Leave it out, and name fewer tools."
+        )
     checks.check_source(request.code)
     checks.check_inputs(request.inputs)
     checks.check_timeout(request.timeout_s)
-    return Cell(code=request.code, inputs=request.inputs, timeout_s=request.timeout_s, final=final or request.final)
+    tools = _tools(request.tools)
+    return Cell(code=request.code, inputs=request.inputs, timeout_s=request.timeout_s, final=final or request.final, tools=tools)
 
 
 def contents(files: Iterable[FileContent]) -> dict[str, bytes]:
@@ -108,6 +113,13 @@ def _policy(asked: PolicyRequest) -> Policy:
     return Policy(modules=asked.modules)
 
 
-def _refuse_tools(tools: tuple[Mapping[str, object], ...]) -> None:
-    if tools:
-        raise BadRequest("tools: this server cannot carry tool calls yet", field="tools", hint=_LATER)
+def _tools(declared: Sequence[DeclaredTool], server_tools: Sequence[Tool] = ()) -> tuple[Tool, ...]:
+    """Server tools, and those that the caller declared, whose names win."""
+    own = tuple(Tool(**msgspec.structs.asdict(tool)) for tool in declared)
+    checks.check_tools(own)
+    for i, tool in enumerate(own):
+        Validator(tool.input_schema, field=f"tools[{i}].input_schema")
+    names = {tool.name for tool in own}
+    found = (*(tool for tool in server_tools if tool.name not in names), *own)
+    checks.check_tools(found)
+    return found

@@ -75,6 +75,15 @@ class Telemetry:
         """A request ended with an error of ours."""
         self.metrics.refuse(code)
 
+    def tool_called(self, tool: str, outcome: str, seconds: float) -> None:
+        """A server tool answered: `outcome` is "ok" or the kind of its failure."""
+        self.metrics.tool_calls(self.metrics.tool(tool), outcome).inc()
+        self.metrics.tool_seconds.observe(seconds)
+
+    def answers_refused(self, code: str) -> None:
+        """Answers to calls were not taken, for this error of ours."""
+        self.metrics.answers_refused(code).inc()
+
     def session_opened(self, count: int = 1) -> None:
         self.metrics.opened().inc(count)
 

@@ -20,6 +20,7 @@ from onetrip.model import Result
 OTHER: Final = "other"
 MAX_TENANTS: Final = 20
 MAX_ROUTES: Final = 100
+MAX_TOOLS: Final = 200
 MAX_EXCEPTIONS: Final = 50
 MAX_ENVIRONMENTS: Final = 20
 Ended = Literal["closed", "idle", "memory", "lost", "lease", "drained", "failed"]
@@ -127,6 +128,12 @@ class Metrics:
         self.tenant_runs = self._counter("tenant_runs", "Runs that ended, by tenant.", "{run}", "tenant")
         self.tenant_cpu = self._counter("tenant_cpu_seconds", "CPU time of programs, by tenant.", "s", "tenant")
 
+        self.tool_calls = self._counter("tool_calls", "Calls of server tools that were answered.", "{call}", "tool", "outcome")
+        self.tool_seconds = self._timing("tool_seconds", "What a call of a server tool took.")
+        self.answers_refused = self._counter(
+            "tool_answers_refused", "Answers to calls that were not taken: unknown, late, twice, too large.", "{request}", "code"
+        )
+
         self.opened = self._counter("sessions_opened", "Sessions opened, branches included.", "{session}")
         self.ended = self._counter("sessions_ended", "Sessions that ended.", "{session}", "reason")
         self.sessions = self._gauge("sessions", "Live sessions.", "{session}")
@@ -138,6 +145,7 @@ class Metrics:
         self.log_dropped = self._counter("log_lines_dropped", "Log lines that their reader did not take.", "{line}")
 
         self.tenant, self.route = Bounded(MAX_TENANTS), Bounded(MAX_ROUTES)
+        self.tool = Bounded(MAX_TOOLS)
         self._exception, self._kind = Bounded(MAX_EXCEPTIONS), Bounded(MAX_ENVIRONMENTS)
         self._request_seconds: dict[tuple[str, str], Histogram] = {}
         self._restarts_seen = self._dropped_seen = 0
