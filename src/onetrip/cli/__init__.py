@@ -26,6 +26,7 @@ _COMMANDS: Final = {
     "doctor": "What isolation and limits this machine gives, and what is missing.",
     "env": "Build, list and remove environments.",
     "keys": "Make, list and revoke keys of the server.",
+    "tools": "The server's tools, and the text about them for a prompt.",
     "usage": "What tenants of the server used.",
     "demo": "The main job, with what each cell cost.",
     "bench": "The numbers, on this machine.",
