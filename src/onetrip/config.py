@@ -4,6 +4,7 @@ Everybody else receives values. Each function takes the mapping it reads, so tha
 """
 
 import os
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -159,6 +160,25 @@ def builder_variables(environ: Mapping[str, str] = os.environ) -> dict[str, str]
 def builder_cache(environ: Mapping[str, str] = os.environ) -> str | None:
     """Where uv may keep its downloads, if the user named a place. None: a build keeps nothing."""
     return environ.get("UV_CACHE_DIR") or None
+
+
+def expanded(text: str, *, field: str, environ: Mapping[str, str] = os.environ) -> str:
+    """The text of a configuration with `${NAME}` replaced by that variable, so that secrets need not stand in the file.
+
+    Raises Unavailable that names a variable which is not set.
+    """
+
+    def value(found: re.Match[str]) -> str:
+        name = found[1]
+        if name not in environ:
+            raise Unavailable(
+                f"{field}: the configuration names the variable {name}, which is not set.",
+                hint=f"Set {name} for the process that serves.",
+                field=field,
+            )
+        return environ[name]
+
+    return re.sub(r"\$\{(\w+)\}", value, text)
 
 
 def otel(environ: Mapping[str, str] = os.environ) -> OtelVariables:

@@ -11,7 +11,7 @@ from typing import Final, Literal
 import msgspec
 
 from onetrip.errors import BadRequest
-from onetrip.model import Level, Limits
+from onetrip.model import Effect, Level, Limits
 
 Role = Literal["admin", "user", "reader"]  # manages tenants and sees all · runs its tenant's programs · only looks
 LOCAL_TENANT: Final = "default"  # the one that exists before anybody made another
@@ -50,6 +50,52 @@ class Otel(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     capture_content: bool = False  # code and output in spans: they are sensitive
 
 
+class ToolOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What is changed of tools whose names match, whatever they say of themselves. None: nothing."""
+
+    enabled: bool = True
+    effect: Effect | None = None
+    approval: Literal["never", "required"] | None = None
+    timeout_s: float | None = None  # of one call, waiting for its turn included
+    concurrency: int | None = None  # calls at once
+    rate: float | None = None  # calls per second
+    max_result_bytes: int | None = None
+
+
+class OpenApiTools(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The operations of an OpenAPI 3 document as tools. In values `${NAME}` is a variable of the process that serves."""
+
+    name: str  # the namespace
+    document: str  # a path, or an address that is read when the server starts
+    base_url: str | None = None  # None: as the document says, if that is its own host
+    headers: dict[str, str] = {}  # sent with every request
+    query: dict[str, str] = {}  # the same, for parameters in the query
+    only: tuple[str, ...] = ()  # names or patterns of the operations to take; (): all
+
+
+class McpTools(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The tools of an MCP server: of a program (`command`) or at an address (`url`). `${NAME}` as above."""
+
+    name: str  # the namespace
+    command: tuple[str, ...] = ()
+    env: dict[str, str] = {}  # all that the program gets; PATH too, if it needs one
+    cwd: str | None = None
+    url: str | None = None
+    headers: dict[str, str] = {}
+    only: tuple[str, ...] = ()
+
+
+class Tools(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The server's own tools, which programs may call."""
+
+    functions: tuple[str, ...] = ()  # "module:function", or "module" for all that are marked with @onetrip.tool
+    python_path: tuple[str, ...] = ()  # folders in which these modules are looked for, before others
+    entry_points: bool = False  # those that installed packages register as `onetrip.tools`
+    openapi: tuple[OpenApiTools, ...] = ()
+    mcp: tuple[McpTools, ...] = ()
+    options: dict[str, ToolOptions] = {}  # by name or pattern, such as "shop.*"; later ones win
+
+
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     host: str = "127.0.0.1"
     port: int = 8400
@@ -80,6 +126,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     caps: Caps = Caps()
     quota: Quota = Quota()  # of a tenant that has none of its own
     otel: Otel = Otel()
+    tools: Tools = Tools()
 
 
 def load(path: Path | None) -> Settings:
