@@ -19,7 +19,8 @@ from msgspec import Meta
 
 from onetrip import checks
 from onetrip.errors import BadRequest
-from onetrip.tools.references import ITEM_ID, Missing, Reference, parse, shown
+from onetrip.texts import shown
+from onetrip.tools.references import ITEM_ID, Missing, Reference, parse
 
 MAX_ITEMS: Final = 1000
 MAX_REFERENCES: Final = 10_000  # of a whole batch

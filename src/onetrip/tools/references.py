@@ -10,6 +10,8 @@ from typing import Final, NamedTuple, TypeAlias
 
 import msgspec
 
+from onetrip.texts import shown
+
 Step: TypeAlias = str | int
 
 ITEM_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -20,7 +22,6 @@ _STEP: Final = re.compile(
 )
 _PLAIN: Final = re.compile(r"[^\W\d]\w*")
 _SHOWN_KEYS: Final = 20
-_SHOWN_CHARACTERS: Final = 60  # of one key
 _HOW: Final = 'Write `item.name`, `item.list[0]` (`[-1]` is the last) or `item["any key"]`.'
 
 
@@ -140,9 +141,3 @@ def _written(step: Step) -> str:
     if isinstance(step, int):
         return f"[{step}]"
     return f".{shown(step)}" if _PLAIN.fullmatch(step) else f"[{msgspec.json.encode(shown(step)).decode()}]"
-
-
-def shown(text: str, most: int = _SHOWN_CHARACTERS) -> str:
-    """A stranger's text within a message: cut, and nothing in it that steers a terminal or cannot be encoded."""
-    cut = text[:most] + "…" * (len(text) > most)
-    return "".join(one if one.isprintable() else "�" for one in cut)
