@@ -15,12 +15,13 @@ import asyncio
 import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, Protocol, cast
+from typing import Any, Final, cast
 
 import msgspec
 
 from onetrip import model, wire
 from onetrip.errors import BadRequest, Conflict
+from onetrip.guards import Guard
 from onetrip.model import PendingCall, Tool, ToolAnswer, ToolCall, ToolFailure, ToolRequest
 from onetrip.schemas import Validator
 from onetrip.seam import Ask
@@ -39,13 +40,6 @@ _failed: Final = msgspec.json.Encoder()
 _STATUS: Final[Mapping[str, Any]] = {"error": "error", "arguments": "error", "denied": "denied", "timeout": "timeout"}
 
 
-class Guard(Protocol):
-    """What a session knows of calls that were made before: see `guards`."""
-
-    def before(self, tool: Tool, arguments: bytes) -> ToolAnswer | None: ...
-    def after(self, tool: Tool, arguments: bytes, answer: ToolAnswer) -> None: ...
-
-
 class Binding:
     """What the program of a session can call, and who answers. `validators` are made once for each client tool."""
 
@@ -59,6 +53,11 @@ class Binding:
         if not tools:
             return self
         return Binding((*self.tools.values(), *tools), self.ask, wait_s=self.wait_s, guard=self.guard)
+
+    def branch(self) -> "Binding":
+        """For a branch of the session, which goes its own way from now on."""
+        guard = self.guard.branch() if self.guard is not None else None
+        return Binding(tuple(self.tools.values()), self.ask, wait_s=self.wait_s, guard=guard)
 
     def catalogue(self) -> bytes:
         """The tools as the guest is told them."""
@@ -75,7 +74,21 @@ class Binding:
 
 
 class _Call:
-    __slots__ = ("arguments", "began", "id", "kind", "number", "preview", "raw", "reused", "status", "task", "took", "tool")
+    __slots__ = (
+        "arguments",
+        "began",
+        "id",
+        "is_made",
+        "kind",
+        "number",
+        "preview",
+        "raw",
+        "reused",
+        "status",
+        "task",
+        "took",
+        "tool",
+    )
 
     def __init__(self, number: int, tool: Tool, arguments: Any, raw: bytes, began: float) -> None:
         self.number, self.tool, self.arguments, self.raw, self.began = number, tool, arguments, raw, began
@@ -85,6 +98,7 @@ class _Call:
         self.took = 0.0
         self.preview: str | None = None
         self.reused = False
+        self.is_made = False  # so that its answer is one of the tool's
         self.task: asyncio.Task[None] | None = None
 
 
@@ -145,9 +159,11 @@ class Calls:
             return
         guard = self._binding.guard
         if guard is not None and (known := guard.before(call.tool, call.raw)) is not None:
-            call.reused = known.error is None
-            self._answer(call, known)
-        elif call.tool.approval == "required":
+            call.reused = known.reused
+            self._answer(call, ToolAnswer(call.id, known.value, known.error))
+            return
+        call.is_made = True
+        if call.tool.approval == "required":
             self._wait_for(call, "approval")
         else:
             self._proceed(call)
@@ -298,7 +314,7 @@ class Calls:
             self._lease = asyncio.get_running_loop().call_later(max(0.0, first + self._binding.wait_s - now), self._give_up)
 
     def _answer(self, call: _Call, answer: ToolAnswer) -> None:
-        if self._binding.guard is not None and not call.reused:
+        if self._binding.guard is not None and call.is_made:
             self._binding.guard.after(call.tool, call.raw, answer)
         failure = answer.error
         if failure is None and len(answer.value) > MAX_VALUE_BYTES:

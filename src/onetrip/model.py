@@ -175,12 +175,16 @@ class PendingCall(msgspec.Struct, frozen=True):
 
 
 class SessionState(msgspec.Struct, frozen=True):
-    """What became of the session. `note` says why there is no checkpoint, what could not be brought back, or how it ended."""
+    """What became of the session. `note` says why there is no checkpoint, what could not be brought back, or how it ended.
+
+    `variables` is told of a cell that failed and was not rolled back: the names that the next one finds, as the program says.
+    """
 
     survived: bool
     rolled_back: bool = False  # the state is that before this cell
     checkpoint: bool = False  # there was a checkpoint of the state before this cell
     note: str | None = None
+    variables: tuple[str, ...] = ()
 
 
 class Rewound(msgspec.Struct, frozen=True):
@@ -221,6 +225,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     limit: LimitHit | None = None
     pending: tuple[PendingCall, ...] = ()  # with status `waiting`: answers may come in any order, some or all
     tool_calls: tuple[ToolCall, ...] = ()
+    loop_detected: bool = False  # the same failure again and again: another program will not help
     notes: tuple[str, ...] = ()  # what was mended in the program, and hints for its next version
     files: tuple[FileChange, ...] = ()
     session: SessionState = SessionState(survived=True)

@@ -39,6 +39,7 @@ class Account(msgspec.Struct, frozen=True):
     error: ProgramError | None = None
     interrupted: bool = False
     limit: Literal["memory", "disk", "processes"] | None = None
+    variables: Annotated[tuple[Annotated[str, msgspec.Meta(max_length=200)], ...], msgspec.Meta(max_length=200)] = ()
     notes: Annotated[tuple[Annotated[str, msgspec.Meta(max_length=500)], ...], msgspec.Meta(max_length=50)] = ()
 
 

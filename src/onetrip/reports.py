@@ -7,6 +7,7 @@ import msgspec
 
 from onetrip import files, model, outcomes
 from onetrip.calls import Calls
+from onetrip.guards import Guard
 from onetrip.model import Isolation, Result
 from onetrip.outcomes import Run
 from onetrip.outputs import Outputs
@@ -62,7 +63,9 @@ def final(worker: Evidence, run: Run, calls: Calls, session_id: str | None, queu
         tool_calls=calls.ledger(),
         notes=notes,
         files=worker.changes.take() if survived else (),
-        session=model.SessionState(survived=survived, note=None if survived else silent),
+        session=model.SessionState(
+            survived, note=None if survived else silent, variables=account.variables if account and survived else ()
+        ),
         usage=_usage(worker, run, after.cpu_us - before.cpu_us, queue_ms, start_ms),
         isolation=worker.isolation(),
     )
@@ -91,7 +94,18 @@ def with_state(
     result: Result, survived: bool, *, rolled_back: bool = False, checkpoint: bool = False, note: str | None = None
 ) -> Result:
     """The same result, with what became of its session."""
-    return msgspec.structs.replace(result, session=model.SessionState(survived, rolled_back, checkpoint, note))
+    variables = () if rolled_back else result.session.variables
+    return msgspec.structs.replace(result, session=model.SessionState(survived, rolled_back, checkpoint, note, variables))
+
+
+def judged(result: Result, guard: Guard | None, source: str) -> Result:
+    """The same result, with what its session's guard has to say."""
+    if guard is None:
+        return result
+    verdict = guard.program_ended(result.status, result.error, source, result.tool_calls)
+    if not verdict.notes:
+        return result
+    return msgspec.structs.replace(result, notes=(*result.notes, *verdict.notes), loop_detected=verdict.loop)
 
 
 def _usage(worker: Evidence, run: Run, cpu_us: int, queue_ms: float, start_ms: float) -> model.Usage:

@@ -71,7 +71,7 @@ async def add_branch(origin: Session, pool: Pool, timeline_of: Callable[[Worker,
         if isinstance(err, SandboxFailed):
             raise SandboxFailed(f"the branch could not begin: {err}", hint=_NO_BRANCH) from err
         raise
-    return Session(spec, worker, origin.binding)
+    return Session(spec, worker, origin.binding and origin.binding.branch())
 
 
 async def keep_pristine(pool: Pool, worker: Worker) -> None:

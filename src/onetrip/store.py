@@ -134,13 +134,16 @@ class Store:
 
     def key(self, key_id: str) -> tuple[Key, bytes] | None:
         """The key, revoked or not, and the hash of its secret."""
-        for *key, digest in self._rows(f"SELECT {_KEY}, hash FROM keys WHERE id = ?", (key_id,)):
+        for *key, digest in self._rows(
+            "SELECT id, tenant, role, label, created, revoked, tools, hash FROM keys WHERE id = ?", (key_id,)
+        ):
             return _key(*key), digest
         return None
 
     def keys(self, tenant: str | None = None) -> tuple[Key, ...]:
         """Every key, also revoked ones, the oldest first; of one tenant, or of all."""
-        query = f"SELECT {_KEY} FROM keys WHERE :tenant IS NULL OR tenant = :tenant ORDER BY created, id"
+        query = """SELECT id, tenant, role, label, created, revoked, tools FROM keys
+            WHERE :tenant IS NULL OR tenant = :tenant ORDER BY created, id"""
         return tuple(_key(*row) for row in self._rows(query, {"tenant": tenant}))
 
     def revoke_key(self, key_id: str) -> bool:
@@ -326,7 +329,6 @@ class Store:
             database.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
 
 
-_KEY: Final = "id, tenant, role, label, created, revoked, tools"
 _SESSION: Final = "id, tenant, created, request, metadata, ended_at, ended_why"
 
 

@@ -192,7 +192,7 @@ class Worker:
             await calls.aclose()
             while self._events:
                 yield self._events.take()
-            result = reports.final(self, run, calls, session_id, queue_ms, start_ms)
+            result = reports.judged(reports.final(self, run, calls, session_id, queue_ms, start_ms), binding.guard, cell.code)
             yield model.Done(await self._after(run, result, undo_errors=undo_errors))
         finally:
             if run.account is None and self.ended is None and not run.went_back:

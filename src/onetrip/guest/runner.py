@@ -38,12 +38,13 @@ _MODULES: Final = sys.modules  # the program may rebind sys.modules
 _NONE: Final = (None,)
 _COROUTINE: Final = 0x80  # inspect.CO_COROUTINE
 _NOTHING: Final = object()
+_MAX_VARIABLES: Final = 100  # whose names are told
 
 
 class _Outcome:
     """What is known about a cell while it runs."""
 
-    __slots__ = ("error", "form", "interrupted", "limit", "notes", "text")
+    __slots__ = ("error", "form", "interrupted", "limit", "notes", "text", "variables")
 
     def __init__(self) -> None:
         self.text: str | None = None
@@ -52,6 +53,7 @@ class _Outcome:
         self.interrupted = False
         self.limit: str | None = None
         self.notes: Sequence[str] = ()
+        self.variables: Sequence[str] = ()
 
     def report(self) -> bytes:
         error = "null"
@@ -59,13 +61,14 @@ class _Outcome:
             line = self.error["line"]
             texts = [f'"{name}": {quote(self.error[name])}' for name in ("type", "message", "traceback")]
             error = f'{{{", ".join(texts)}, "line": {"null" if line is None else line}}}'
+        variables = f', "variables": [{", ".join(map(quote, self.variables))}]' if self.variables else ""
         notes = f', "notes": [{", ".join(quote(note[:500]) for note in self.notes[:50])}]' if self.notes else ""
         return (
             f'{{"text": {"null" if self.text is None else quote(self.text)}, "value": {self.form or "null"}, '
             f'"has_value": {"true" if self.form is not None else "false"}, "error": {error}, '
             f'"interrupted": {"true" if self.interrupted else "false"}, '
             f'"limit": {"null" if self.limit is None else quote(self.limit)}'
-            f"{notes}}}"
+            f"{variables}{notes}}}"
         ).encode("ascii")
 
 
@@ -151,6 +154,8 @@ class Runner:
             self._attempt(name, _flush_replaced, final=final)
         if final:
             self._end(name, source)
+        elif outcome.error is not None:
+            outcome.variables = self._variables()
         if self.tools is not None:
             self.tools.calls.end()
         self._listener.touch_mapped()
@@ -186,7 +191,7 @@ class Runner:
         text = source.decode()
         register(text, name)
         self._space |= variables
-        program = compile_cell(text, name, self._futures, self.tools.names if self.tools is not None else None)
+        program = compile_cell(text, name, self._futures, self.tools.callable(self._space) if self.tools is not None else None)
         self._futures = program.futures
         if self.tools is not None:
             self.tools.modes[name], self._outcome.notes = program.awaits, program.notes
@@ -247,6 +252,16 @@ class Runner:
             for _ in map(settrace, _NONE):
                 pass
         return cast("Any", value) if program.last is not None else None
+
+    def _variables(self) -> list[str]:
+        """What the program has made of its namespace: names that the next cell finds."""
+        theirs = self.tools.names if self.tools is not None else frozenset[str]()
+        names = (
+            name
+            for name in list(self._space)
+            if type(name) is str and name[:1] != "_" and name not in theirs and len(name) <= 100
+        )
+        return [name for name, _ in zip(names, range(_MAX_VARIABLES), strict=False)]
 
     def _remember(self, value: object) -> None:
         """`_`, `__`, `___` as in IPython: the last three results, unless the program uses these names itself."""

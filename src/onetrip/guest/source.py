@@ -15,6 +15,9 @@ from .awaits import is_async as find_awaits
 from .awaits import repair
 from .own import OWN as __builtins__  # noqa: F401  # see own.py
 
+_MODULES: Final = frozenset(
+    {"tools", "functions", "default_api", "tool_code", "agent_tools", "mcp_tools", "toolbox"}
+)  # see tools.py
 _FUTURES: Final[int] = __future__.annotations.compiler_flag  # the only one that is not mandatory by now
 _COROUTINE: Final = 0x80  # inspect.CO_COROUTINE
 # They change how a notebook shows things, which is fixed here.
@@ -49,7 +52,7 @@ def compile_cell(source: str, name: str, futures: int, tools: frozenset[str] | N
     awaits, notes = False, ()
     if tools is not None:
         awaits = find_awaits(tree)
-        notes = tuple(repair(tree, tools)) if awaits else ()
+        notes = tuple(repair(tree, tools, modules=_MODULES)) if awaits else ()
     flags = futures | PyCF_ALLOW_TOP_LEVEL_AWAIT
     body = last = None
     statements = tree.body

@@ -16,7 +16,7 @@ from threading import current_thread, main_thread
 from types import ModuleType
 from typing import Any, Final, cast
 
-from . import places
+from . import places, tool_help
 from .calling import Calls, NotHere
 from .own import OWN as __builtins__  # noqa: F401  # see own.py
 from .values import json_form
@@ -225,7 +225,7 @@ class Toolset:
     def __init__(self, calls: Calls) -> None:
         self.calls = calls
         self.modes: dict[str, bool] = {}
-        self.names: frozenset[str] = frozenset()  # bound in the namespace of the cells
+        self.names: frozenset[str] = frozenset()  # bound in the namespace of the cells, and none of the program's
         self.catalogue: Sequence[Mapping[str, Any]] = ()
         self._bound: dict[str, Any] = {}
 
@@ -264,7 +264,7 @@ class Toolset:
         self._bound = {name: value for name, value in bound.items() if name not in _BUILTINS and name not in space}
         space.update(self._bound)
         space["__tools_blocking__"] = _blocking  # what `awaits` puts in where nothing can be awaited
-        self.names = frozenset(self._bound)
+        self.names = frozenset({*self._bound, "__tools_blocking__"})
         if not any(isinstance(finder, _Phantoms) for finder in sys.meta_path):
             sys.meta_path.append(_Phantoms())  # type: ignore[arg-type]
         places.follow_executors()
@@ -291,26 +291,24 @@ class Toolset:
             await asyncio.wait(futures)
             await asyncio.sleep(0)
 
-    def _add_help(self, root: Any) -> None:
-        def search(query: str, limit: int = 10) -> list[str]:
-            """Names and first lines of the tools that these words fit best."""
-            words = [word for word in query.lower().replace("_", " ").replace(".", " ").split() if word]
-            ranked = sorted(
-                ((sum(_weight(word, told) for word in words), told["name"], told) for told in self.catalogue),
-                key=lambda found: (-found[0], found[1]),
-            )
-            return [f"{name}: {_first_line(told)}" for score, name, told in ranked[:limit] if score]
+    def callable(self, space: Mapping[str, Any]) -> frozenset[str]:
+        """Names of tools as programs write them, without those that the program has given to something else."""
+        bound = self._bound
+        return frozenset(
+            told["name"] for told in self.catalogue if space.get(top := told["name"].partition(".")[0]) is bound.get(top)
+        )
 
-        def describe(name: Any) -> str:
-            """Parameters and description of one tool, by its name."""
-            wanted = name.__qualname__ if isinstance(name, Stub) else str(name).removeprefix("tools.")
-            for told in self.catalogue:
-                if told["name"] == wanted:
-                    return dumps(
-                        {key: told[key] for key in ("name", "description", "input_schema", "output_schema") if told.get(key)},
-                        indent=1,
-                    )
-            raise ToolArgumentError(f"there is no tool {wanted!r}; tools.search('…') finds tools by words")
+    def _add_help(self, root: Any) -> None:
+        def search(query: str = "", limit: int = 10) -> Any:
+            """The tools that these words fit best, each as {"name", "signature", "description"}."""
+            return _Found(tool_help.search(self.catalogue, query, limit))
+
+        def describe(tool: Any) -> Any:
+            """Everything about one tool, by its name."""
+            try:
+                return _Text(tool_help.describe(self.catalogue, tool.__qualname__ if isinstance(tool, Stub) else tool))
+            except LookupError as err:
+                raise ToolArgumentError(str(err)) from None
 
         for function in (search, describe):
             function.__module__ = "tools"
@@ -336,6 +334,24 @@ def _blocking(tool: Any, /, *args: Any, **kwargs: Any) -> Any:
     return tool.blocking(tool.arguments(args, kwargs)) if isinstance(tool, Stub) else tool(*args, **kwargs)
 
 
+class _Found(list[Any]):
+    """What `tools.search` found; awaiting it gives the same, as programs that await everything do."""
+
+    def __await__(self) -> Any:
+        yield from ()
+        return list(self)
+
+
+class _Text(str):
+    """The same for what `tools.describe` says."""
+
+    __slots__ = ()
+
+    def __await__(self) -> Any:
+        yield from ()
+        return str(self)
+
+
 class _Phantoms:
     """Finds `tools` under other names, where nothing has them; asked last."""
 
@@ -349,14 +365,3 @@ class _Phantoms:
 
     def exec_module(self, module: Any) -> None:
         pass
-
-
-def _weight(word: str, told: Mapping[str, Any]) -> int:
-    schema: dict[str, Any] = told.get("input_schema") or {}
-    properties: dict[str, Any] = schema.get("properties") or {}
-    in_parameters = any(word in name.lower() for name in properties)
-    return 4 * (word in told["name"].lower()) + 2 * (word in (told.get("description") or "").lower()) + in_parameters
-
-
-def _first_line(told: Mapping[str, Any]) -> str:
-    return (told.get("description") or "").strip().partition("\n")[0]

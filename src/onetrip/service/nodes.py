@@ -41,7 +41,7 @@ class Nodes:
         """Connect, or start one. What it holds already is what is to be adopted. Raises Unavailable."""
         client = self._client = await NodeClient.connect(self._folder, self._config, self._environ)
         client.on_lost = self._lost
-        client.on_asked = lambda message: self.on_asked(message)  # what came before is in what it holds
+        client.on_asked = self.on_asked  # what came before is in what it holds
         described = await client.describe()
         if described is None:
             raise Unavailable("the sandboxes' process does not answer", hint=f"{self._folder / 'node.log'} may say why.")
