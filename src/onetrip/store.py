@@ -12,7 +12,6 @@ Every failure of the disk is `Unavailable` and leaves the database as it was: wi
 
 import os
 import sqlite3
-import stat
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -23,9 +22,10 @@ from typing import Any, Final, Self
 
 import msgspec
 
-from onetrip.errors import BadRequest, Conflict, NotFound, OnetripError, Unavailable
+from onetrip.errors import Conflict, Unavailable
 from onetrip.settings import Quota
 from onetrip.store_calls import CallRows
+from onetrip.store_file import connect, prepare_file, translated, version
 from onetrip.store_schema import (
     ADD_AUDIT,
     ADD_USAGE,
@@ -42,20 +42,8 @@ from onetrip.store_schema import (
 )
 
 FILE: Final = "onetrip.db"  # in the folder of the server's data
-BUSY_MS: Final = 1000  # how long a write waits for another process's; it blocks our event loop, and theirs take microseconds
 PRUNE_ROWS: Final = 500  # that one call of `prune_…` removes at most, so that it stays quick
 AUDIT_TEXT: Final = 4096  # characters of one field of the audit log: names come from requests
-_WAL_BYTES: Final = 64 << 20  # what the log is cut back to
-
-_HINTS: Final = {
-    sqlite3.SQLITE_FULL: "The disk of the server's data folder is full: make space, then try again.",
-    sqlite3.SQLITE_IOERR: "The disk of the server's data folder is full or fails: make space, or look into the system's log.",
-    sqlite3.SQLITE_CANTOPEN: "The server's data folder must exist, be writable for this user, and have space.",
-    sqlite3.SQLITE_READONLY: "The server's data folder and its files must be writable for this user.",
-    sqlite3.SQLITE_BUSY: "Another process holds the database; try again.",
-    sqlite3.SQLITE_CORRUPT: "The database is damaged: stop the server, move the file away, and restore a backup or begin anew.",
-    sqlite3.SQLITE_NOTADB: "The file is not a database of ours: move it away, or configure another `data_dir`.",
-}
 
 
 def utc_day(at: float) -> str:
@@ -70,12 +58,12 @@ class Store:
         self._path, self._clock = path, clock
         self._write_lock, self._read_lock = threading.RLock(), threading.RLock()
         self.calls = CallRows(self._rows, self._change, clock)
-        _prepare_file(path)
-        self._write = _connect(path)
+        prepare_file(path)
+        self._write = connect(path)
         try:
-            with _translated(path):
+            with translated(path):
                 self._migrate()
-            self._read = _connect(path)
+            self._read = connect(path)
             self._read.execute("PRAGMA query_only = ON")
         except BaseException:
             self._write.close()
@@ -294,17 +282,17 @@ class Store:
     # ------------------------------------------------------------------------------------------------ beneath
 
     def _rows(self, query: str, values: tuple[object, ...] | Mapping[str, object] = ()) -> list[Any]:
-        with self._read_lock, _translated(self._path), closing(self._read.execute(query, values)) as cursor:
+        with self._read_lock, translated(self._path), closing(self._read.execute(query, values)) as cursor:
             return cursor.fetchall()
 
     def _change(self, statement: str, values: tuple[object, ...]) -> int:
         """One statement, which is a transaction of its own; how many rows it touched."""
-        with self._write_lock, _translated(self._path), closing(self._write.execute(statement, values)) as cursor:
+        with self._write_lock, translated(self._path), closing(self._write.execute(statement, values)) as cursor:
             return cursor.rowcount
 
     @contextmanager
     def _transaction(self) -> Generator[sqlite3.Connection]:
-        with self._write_lock, _translated(self._path):
+        with self._write_lock, translated(self._path):
             self._write.execute("BEGIN IMMEDIATE")
             try:
                 yield self._write
@@ -314,16 +302,16 @@ class Store:
                     self._write.execute("ROLLBACK")
 
     def _migrate(self) -> None:
-        if _version(self._write) == len(MIGRATIONS):
+        if version(self._write) == len(MIGRATIONS):
             return
         with self._transaction() as database:
-            version = _version(database)  # again: another process may have migrated while we waited
-            if version > len(MIGRATIONS):
+            found = version(database)  # again: another process may have migrated while we waited
+            if found > len(MIGRATIONS):
                 raise Unavailable(
-                    f"The database {os.fspath(self._path)!r} was made by a newer Onetrip (schema {version}; this one knows {len(MIGRATIONS)}).",
+                    f"The database {os.fspath(self._path)!r} was made by a newer Onetrip (schema {found}; this one knows {len(MIGRATIONS)}).",
                     hint="Upgrade Onetrip, or configure another `data_dir`.",
                 )
-            for migration in MIGRATIONS[version:]:
+            for migration in MIGRATIONS[found:]:
                 for statement in migration:
                     database.execute(statement)
             database.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
@@ -337,74 +325,6 @@ def _key(*row: Any) -> Key:
     return Key(
         key_id, tenant, role, label, created, revoked, None if tools is None else msgspec.json.decode(tools, type=tuple[str, ...])
     )
-
-
-def _prepare_file(path: Path) -> None:
-    """Make an empty file that only this user may read; SQLite gives its companions the same mode.
-
-    One that exists is never opened here: closing it again would drop the locks that this process has on it.
-    """
-    try:
-        try:
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-        except FileExistsError:
-            found = os.lstat(path).st_mode
-            if not stat.S_ISREG(found):
-                raise Unavailable(
-                    f"The database {os.fspath(path)!r} is not a regular file.", hint=_HINTS[sqlite3.SQLITE_NOTADB]
-                ) from None
-            if stat.S_IMODE(found) & 0o077:
-                os.chmod(path, 0o600)
-    except OSError as err:
-        raise Unavailable(
-            f"The database {os.fspath(path)!r} cannot be made: {err.strerror}.", hint=_HINTS[sqlite3.SQLITE_CANTOPEN]
-        ) from err
-
-
-def _connect(path: Path) -> sqlite3.Connection:
-    with _translated(path):
-        database = sqlite3.connect(path, timeout=BUSY_MS / 1000, isolation_level=None, check_same_thread=False)
-        try:
-            for pragma in (
-                "journal_mode = WAL",
-                "synchronous = NORMAL",
-                "foreign_keys = ON",
-                f"journal_size_limit = {_WAL_BYTES}",
-                "trusted_schema = OFF",
-            ):
-                database.execute(f"PRAGMA {pragma}").fetchall()
-        except BaseException:
-            database.close()
-            raise
-        return database
-
-
-def _version(database: sqlite3.Connection) -> int:
-    return database.execute("PRAGMA user_version").fetchone()[0]
-
-
-@contextmanager
-def _translated(path: Path) -> Generator[None]:
-    """SQLite's errors as ours. A statement that is wrong is our own mistake and stays what it is."""
-    try:
-        yield
-    except sqlite3.ProgrammingError:
-        raise
-    except sqlite3.Error as err:
-        raise _ours(err, path) from err
-    except UnicodeEncodeError as err:  # a name from a request that no file could have either
-        raise BadRequest("It holds a lone surrogate, which is not text.") from err
-
-
-def _ours(err: sqlite3.Error, path: Path) -> OnetripError:
-    code = getattr(err, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
-    if code == sqlite3.SQLITE_CONSTRAINT_FOREIGNKEY:
-        return NotFound("There is no such tenant.", hint="`onetrip keys create --tenant NAME` makes one.", field="tenant")
-    if code & 0xFF == sqlite3.SQLITE_CONSTRAINT:
-        return BadRequest(f"The database refuses it: {err}.")
-    if code & 0xFF == sqlite3.SQLITE_TOOBIG:
-        return BadRequest("It is too large for the database.", hint="A row holds at most a gigabyte.")
-    return Unavailable(f"The database {os.fspath(path)!r} fails: {err}.", hint=_HINTS.get(code & 0xFF))
 
 
 def _text(value: str) -> str:

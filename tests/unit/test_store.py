@@ -15,7 +15,7 @@ from onetrip import store as store_module
 from onetrip.errors import BadRequest, Conflict, NotFound, Unavailable
 from onetrip.settings import LOCAL_TENANT, Quota, Role
 from onetrip.store import PRUNE_ROWS, Store, utc_day
-from onetrip.store_schema import MIGRATIONS, RunRow, SessionRow, UsageRow
+from onetrip.store_schema import MIGRATIONS, Key, RunRow, SessionRow, UsageRow
 
 NOON = 1_800_000_000.0  # 2027-01-15 08:00 UTC
 
@@ -42,6 +42,10 @@ def path(tmp_path):
 def store(path, clock):
     with Store.open(path, clock=clock) as opened:
         yield opened
+
+
+def a_key(key_id, *, tenant="acme", role="user", tools=None):
+    return Key(key_id, tenant, role, "", NOON, None, tools)
 
 
 def sql(path, statement, *values):
@@ -141,9 +145,9 @@ def test_a_database_of_a_newer_schema_is_refused_with_the_remedy(path):
 def test_the_roles_of_the_schema_and_of_the_settings_are_the_same(store):
     store.add_tenant("acme")
     for role in Role.__args__:
-        store.add_key(role, "acme", role, bytes(32), "")
+        store.add_key(a_key(role, role=role, tools=("shop.*",)), bytes(32))
     with pytest.raises(BadRequest):
-        store.add_key("x", "acme", "root", bytes(32), "")
+        store.add_key(a_key("x", role="root"), bytes(32))
 
 
 # ---------------------------------------------------------------------------------------------------- what it keeps
@@ -163,7 +167,7 @@ def test_tenants_and_quotas(store):
 @pytest.mark.spec("STO-03")
 def test_a_row_of_an_unknown_tenant_is_refused(store):
     for attempt in (
-        lambda: store.add_key("k", "nobody", "user", bytes(32), ""),
+        lambda: store.add_key(a_key("k", tenant="nobody"), bytes(32)),
         lambda: store.add_usage("nobody", runs=1),
         lambda: store.add_session("s", "nobody", b"{}", {}),
         lambda: store.save_run(RunRow("r", "nobody", None, NOON)),
