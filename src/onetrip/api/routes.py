@@ -8,8 +8,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from onetrip import schema
-from onetrip.api import files, runs, sessions, system
+from onetrip.api import batch, files, runs, sessions, system
 from onetrip.model import Result
+from onetrip.tools.batch import BatchRequest, BatchResult
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 BYTES: Final = "bytes"
@@ -113,6 +114,10 @@ ROUTES: Final[tuple[Route, ...]] = (
     Route(
         method="DELETE", path="/v1/sessions/{sid}/files/{path}", endpoint=files.delete_file, summary="Delete a file",
         gives=((204, None),), headers=(("If-Match", "ETags"),), errors=(*_SID, 412, 500, 503),
+    ),
+    Route(
+        method="POST", path="/v1/batch", endpoint=batch.create_batch, summary="Many tool calls and cells, as a graph",
+        takes=BatchRequest, gives=((200, BatchResult), (200, EVENTS)), headers=(_KEY,), errors=(400, 404, 409, 410, 413, 500, 503),
     ),
     Route(
         method="GET", path="/v1/tools", endpoint=system.tools, summary="The server's tools", gives=((200, schema.ToolList),), errors=()

@@ -15,6 +15,7 @@ from onetrip.node import messages
 from onetrip.node.client import SOCKET
 from onetrip.node.daemon import Config
 from onetrip.service.audit import Audit
+from onetrip.service.batches import Batches
 from onetrip.service.janitor import Janitor
 from onetrip.service.nodes import Nodes
 from onetrip.service.observer import Observer
@@ -54,6 +55,7 @@ class Service:
         self.runs = Runs(
             settings, store, self.admission, self.nodes, observer, self.audit, self._owned, self.sessions, self.tools, clock
         )
+        self.batches = Batches(self.runs, self.tools)
         self.siblings = Siblings(store, self.admission, self.nodes, self._owned, self.sessions)
         self._janitor = Janitor(settings, store, self.sessions, self.runs, clock)
         self._support: Support | None = None

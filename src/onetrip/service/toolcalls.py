@@ -55,6 +55,13 @@ class ToolCalls:
                 if (task := self._running.get((run_id, call_id))) is not None:
                     task.cancel()
 
+    async def call(self, request: ToolRequest) -> ToolAnswer:
+        """One that a batch makes. Cancelling it cancels the tool."""
+        began = time.monotonic()
+        answer = await self._answer(request)
+        self._observer.tool_called(request, answer, time.monotonic() - began)
+        return answer
+
     def _begin(self, request: ToolRequest) -> None:
         key = request.run_id, request.id
         if key not in self._running:
@@ -62,9 +69,7 @@ class ToolCalls:
             task.add_done_callback(lambda _: self._running.pop(key, None) and None)
 
     async def _serve(self, request: ToolRequest) -> None:
-        began = time.monotonic()
-        answer = await self._answer(request)
-        self._observer.tool_called(request, answer, time.monotonic() - began)
+        answer = await self.call(request)
         try:
             self._nodes.client.told(request.run_id, answer)
         except OnetripError:
