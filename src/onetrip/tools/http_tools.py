@@ -47,9 +47,7 @@ class Service:
             raise BadRequest(f"base_url: {base_url!r:.200} is not the address of an HTTP service.", field="tools.openapi")
         self.headers = dict(headers)
         self.query = dict(query)
-        self._secrets = sorted({s for s in (*secrets, *headers.values(), *query.values()) if len(s) >= _MIN_SECRET}, key=len)[
-            ::-1
-        ]
+        self._secrets = [secret.encode() for secret in secrets]
 
     def told(self, text: bytes) -> bytes:
         """What a service said, without our secrets, should it say them back."""
