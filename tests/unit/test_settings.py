@@ -19,7 +19,15 @@ def test_the_sample_says_the_defaults():
 def test_the_sample_has_every_setting():
     text = SAMPLE.read_text("utf-8")
     names = [field.name for field in msgspec.structs.fields(Settings)]
-    for part in (settings.Quota, settings.Caps, settings.Otel):
+    for part in (
+        settings.Quota,
+        settings.Caps,
+        settings.Otel,
+        settings.Tools,
+        settings.OpenApiTools,
+        settings.McpTools,
+        settings.ToolOptions,
+    ):
         names += [field.name for field in msgspec.structs.fields(part)]
     assert [name for name in names if f"{name} =" not in text and f"[{name}]" not in text] == []
 
@@ -31,6 +39,8 @@ def test_the_sample_has_every_setting():
         ("port = 'x'", "port"),
         ("[limits]\nmemory_mb = 'much'", "limits.memory_mb"),
         ("[quota]\nsession = 1", "session"),
+        ("[[tools.mcp]]\nname = 'a'\ncomand = ['x']", r"comand.*tools.mcp\[0\]"),
+        ("[tools.options.a]\neffect = 'reads'", "reads"),
         ("port = ", "not TOML"),
     ],
 )
