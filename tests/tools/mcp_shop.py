@@ -1,14 +1,13 @@
-"""An MCP server for tests: on stdio, or over HTTP with a port as its argument (`legacy`: it says no to the protocol of 2026)."""
+"""An MCP server for tests: on stdio, or over HTTP with a port as its argument."""
 
 import os
 import sys
 
 from mcp.server import MCPServer
-from mcp.server.mcpserver import Image
+from mcp.server.mcpserver import Context, Image
 from mcp_types import CallToolResult, TextContent, ToolAnnotations
 
 server = MCPServer("shop", version="1")
-calls = []
 
 
 @server.tool(annotations=ToolAnnotations(readOnlyHint=True))
@@ -69,6 +68,16 @@ async def hang(entered: str) -> int:
     await anyio.Path(entered).write_text("x")  # a pipe that a test reads
     await anyio.sleep_forever()
     return 0
+
+
+@server.tool()
+async def grow(ctx: Context) -> int:
+    """From now on there is a tool more, and everybody is told."""
+    server.add_tool(lambda: 7, name="grown", structured_output=False)
+    await ctx.notify_tools_changed()
+    if ctx.request_context.protocol_version < "2026":
+        await ctx.session.send_tool_list_changed()
+    return 1
 
 
 @server.tool()

@@ -224,6 +224,32 @@ def test_a_server_that_is_not_there_costs_its_tools_and_nothing_else(connect, ca
     assert "MCP server shop" in caplog.text
 
 
+async def check_grows(box):
+    assert value(await box.ask(request("grow"))) == 1
+    while "shop.grown" not in [tool.name for tool in box.tools]:
+        value(await box.ask(request("add", a=1)))
+    assert value(await box.ask(request("grown"))) == 7
+
+
+@pytest.mark.spec("TOL-12")
+def test_a_list_that_changes_is_read_again_from_a_program():
+    async def scenario():
+        async with shop(stdio()) as box:
+            await check_grows(box)
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.spec("TOL-12")
+def test_a_list_that_changes_is_read_again_from_a_server(port):
+    async def scenario():
+        async with shop(over_http(f"http://127.0.0.1:{port}/mcp", HEADERS)) as box:
+            await check_grows(box)
+
+    with served(port):
+        asyncio.run(scenario())
+
+
 @pytest.mark.spec("TOL-12")
 def test_nothing_of_a_program_is_left():
     async def scenario():

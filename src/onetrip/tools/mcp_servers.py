@@ -23,6 +23,7 @@ import pydantic
 from mcp import Client, MCPError, StdioServerParameters
 from mcp.client.stdio import stdio_client
 from mcp.client.streamable_http import streamable_http_client
+from mcp.client.subscriptions import SubscriptionLost
 from mcp_types import CONNECTION_CLOSED, REQUEST_TIMEOUT, CallToolResult, TextContent, ToolListChangedNotification
 from mcp_types import Tool as McpTool
 
@@ -154,12 +155,21 @@ class McpServer:
         tools = client.server_capabilities.tools
         if tools is None or not tools.list_changed:
             return
-        try:
-            async with client.listen(tools_list_changed=True) as events:
-                async for _ in events:
-                    self._changed.set()
-        except Exception as err:  # noqa: BLE001 -- older servers do not know it, others end it: the list is then as old as the connection
-            _log.debug("MCP server %s: not listening: %s", self._name, _said(err))
+        delay = FIRST_DELAY_S
+        while True:
+            try:
+                async with client.listen(tools_list_changed=True) as events:
+                    self._changed.set()  # it may have changed since it was read
+                    async for _ in events:
+                        delay = FIRST_DELAY_S
+                        self._changed.set()
+                return  # the server does not want to be listened to
+            except SubscriptionLost:  # a proxy's time-out, or the server was started anew
+                await asyncio.sleep(delay)
+                delay = min(MAX_DELAY_S, delay * 2)
+            except Exception as err:  # noqa: BLE001 -- older servers do not know it: they say it unasked
+                _log.debug("MCP server %s: not listening: %s", self._name, _said(err))
+                return
 
     async def _refresh(self, client: Client) -> None:
         while True:
