@@ -1,4 +1,4 @@
-"""An MCP server for tests: on stdio, or over HTTP with a port as its argument."""
+"""An MCP server for tests: on stdio, or over HTTP with a port as its argument; `legacy` after it: without the protocol of 2026."""
 
 import os
 import sys
@@ -94,8 +94,9 @@ if __name__ == "__main__":
         async def guarded(scope, receive, send):
             if scope["type"] == "http":
                 headers = dict(scope["headers"])
-                if headers.get(b"authorization") != b"Bearer tok-secret-1":
-                    await send({"type": "http.response.start", "status": 401, "headers": []})
+                unknown = "legacy" in sys.argv and headers.get(b"mcp-protocol-version", b"") >= b"2026"
+                if unknown or headers.get(b"authorization") != b"Bearer tok-secret-1":
+                    await send({"type": "http.response.start", "status": 400 if unknown else 401, "headers": []})
                     await send({"type": "http.response.body", "body": b""})
                     return
             await app(scope, receive, send)

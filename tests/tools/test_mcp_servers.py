@@ -55,8 +55,8 @@ def port():
 
 
 @contextlib.contextmanager
-def served(port):
-    process = subprocess.Popen([sys.executable, SHOP, str(port)])
+def served(port, *era):
+    process = subprocess.Popen([sys.executable, SHOP, str(port), *era])
     try:
         while True:
             try:
@@ -107,12 +107,13 @@ def test_tools_of_a_program_on_stdio_answer():
 
 
 @pytest.mark.spec("TOL-11")
-def test_tools_of_a_server_over_http_answer(port):
+@pytest.mark.parametrize("era", [(), ("legacy",)], ids=["2026", "older"])
+def test_tools_of_a_server_over_http_answer(port, era):
     async def scenario():
         async with shop(over_http(f"http://127.0.0.1:{port}/mcp", HEADERS), **SMALL) as box:
             await check_answers(box)
 
-    with served(port):
+    with served(port, *era):
         asyncio.run(scenario())
 
 
@@ -167,13 +168,14 @@ def test_a_program_that_is_killed_while_it_is_idle_is_started_again_before_anybo
 
 
 @pytest.mark.spec("TOL-12")
-def test_a_server_over_http_that_is_killed_in_the_middle_of_a_call_is_found_again(port, tmp_path):
+@pytest.mark.parametrize("era", [(), ("legacy",)], ids=["2026", "older"])
+def test_a_server_over_http_that_is_killed_in_the_middle_of_a_call_is_found_again(port, era, tmp_path):
     entered = tmp_path / "entered"
 
     os.mkfifo(entered)
 
     async def scenario():
-        with served(port) as first:
+        with served(port, *era) as first:
             async with shop(over_http(f"http://127.0.0.1:{port}/mcp", HEADERS)) as box:
                 old = value(await box.ask(request("pid")))
                 hanging = asyncio.create_task(box.ask(request("hang", entered=str(entered))))
@@ -183,7 +185,7 @@ def test_a_server_over_http_that_is_killed_in_the_middle_of_a_call_is_found_agai
                 assert (failure.retryable, failure.code) == (True, "unavailable")
                 gone = (await box.ask(request("add", a=1))).error
                 assert (gone.retryable, gone.code) == (True, "unavailable")
-                with served(port):
+                with served(port, *era):
                     await until_pid(box, old)
 
     asyncio.run(scenario())
@@ -241,12 +243,13 @@ def test_a_list_that_changes_is_read_again_from_a_program():
 
 
 @pytest.mark.spec("TOL-12")
-def test_a_list_that_changes_is_read_again_from_a_server(port):
+@pytest.mark.parametrize("era", [(), ("legacy",)], ids=["2026", "older"])
+def test_a_list_that_changes_is_read_again_from_a_server(port, era):
     async def scenario():
         async with shop(over_http(f"http://127.0.0.1:{port}/mcp", HEADERS)) as box:
             await check_grows(box)
 
-    with served(port):
+    with served(port, *era):
         asyncio.run(scenario())
 
 

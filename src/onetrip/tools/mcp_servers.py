@@ -216,6 +216,8 @@ class McpServer:
             output = {**output["properties"]["result"], **({"$defs": output["$defs"]} if "$defs" in output else {})}
         checks = None if output is None else Validator(output, root="result", field=f"{name}.output_schema")
 
+        reads = declared.annotations is not None and declared.annotations.read_only_hint is True
+
         async def invoke(arguments: bytes, most: int) -> bytes:
             try:
                 given = msgspec.json.decode(arguments, type=dict[str, Any])
@@ -224,13 +226,12 @@ class McpServer:
             problem = validator.problem(given)
             if problem is not None:
                 raise ToolFailed(problem, type="arguments")
-            value = self._value(await self._called(declared.name, given), wrapped=wrapped)
+            value = self._value(await self._called(declared.name, given, changes=not reads), wrapped=wrapped)
             encoded = encode(value, most)
             if checks is not None and (problem := checks.problem(value)) is not None:
                 raise ToolFailed(f"The MCP server's answer is not what it promised: {problem}", code="result_invalid")
             return encoded
 
-        reads = declared.annotations is not None and declared.annotations.read_only_hint is True
         return ServerTool(
             tool=Tool(
                 name=name,
@@ -243,7 +244,7 @@ class McpServer:
             invoke=invoke,
         )
 
-    async def _called(self, name: str, given: dict[str, Any]) -> CallToolResult:
+    async def _called(self, name: str, given: dict[str, Any], *, changes: bool) -> CallToolResult:
         if self._client is None:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(AGAIN_S):
@@ -256,20 +257,22 @@ class McpServer:
             return await client.call_tool(name, given, meta=cast("Any", {"onetrip/callId": current_call().id}))
         except MCPError as err:
             if err.code == CONNECTION_CLOSED:
-                raise self._gone() from err
+                raise self._gone(changes=changes) from err
             if err.code == REQUEST_TIMEOUT:
                 raise ToolFailed("The MCP server did not answer in time.", type="timeout", retryable=True) from err
             if err.message.startswith(("Session terminated", "Session not found")):  # it was started anew and knows us no more
-                raise self._gone() from err
+                raise self._gone(changes=changes) from err
             raise ToolFailed(self._told(err.message), code=f"mcp_{err.code}") from err
         except pydantic.ValidationError as err:
             raise ToolFailed("The MCP server's answer is not MCP.", code="result_invalid") from err
         except _GONE as err:
-            raise self._gone() from err
+            raise self._gone(changes=changes) from err
 
-    def _gone(self) -> ToolFailed:
+    def _gone(self, *, changes: bool) -> ToolFailed:
         self._broken.set()
         message = f"The connection to the MCP server {self._name!r} ended in the middle of the call; it is being connected again."
+        if changes:
+            message += " What the call does may be done all the same."
         return ToolFailed(message, retryable=True, code="unavailable")
 
     def _value(self, result: CallToolResult, *, wrapped: bool) -> Any:
