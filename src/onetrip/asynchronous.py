@@ -13,7 +13,6 @@ from onetrip import checks
 from onetrip.errors import BadRequest, OnetripError, PlatformError, Unavailable
 from onetrip.model import (
     Cell,
-    Done,
     Event,
     FileInfo,
     Level,
@@ -23,18 +22,16 @@ from onetrip.model import (
     Rewound,
     SessionSpec,
     Support,
-    ToolAnswer,
-    ToolFailure,
 )
 from onetrip.seam import Engine, Files
 from onetrip.toolargs import Given, ToolLike
+from onetrip.waiting import Answers, Waiting
 
 T = TypeVar("T")
 PathLike = str | os.PathLike[str]
 FileContents = Mapping[str, bytes | str]
 LimitsLike = Limits | Mapping[str, Any] | None
 PolicyLike = Policy | Mapping[str, Any] | None
-Answers = Mapping[str, Any]  # id of a call → what it gives: a JSON value, or a `ToolFailure` or exception
 
 
 class AsyncLocal:
@@ -67,7 +64,7 @@ class AsyncLocal:
         """Answer calls that a run waits for, some or all, and return its next result, `waiting` again or not.
 
         `answers`: id of a call → its value (JSON), or a `ToolFailure` or an exception of yours; of an approval True, or a `ToolFailure`.
-        All are taken or none: raises BadRequest for an id that never was, Conflict for one that does not wait any more, NotFound.
+        None at all: wait until the program goes on by itself, as at the end of a timeout of its own. All are taken or none: raises BadRequest for an id that never was, Conflict for one that does not wait any more, NotFound.
         """
         return await self._waiting.answer(run, answers)
 
@@ -154,38 +151,6 @@ class AsyncLocal:
         await self._engine.aclose()
 
 
-class Waiting:
-    """Runs whose result is `waiting`, with the rest of their events."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-        self._events: dict[str, AsyncGenerator[Event]] = {}
-
-    async def result(self, events: AsyncGenerator[Event]) -> Result:
-        """The next result among these events."""
-        keep = False
-        try:
-            async for event in events:
-                if isinstance(event, Done):
-                    if keep := event.result.status == "waiting":
-                        self._events[event.result.id] = events
-                    return event.result
-        finally:
-            if not keep:
-                await events.aclose()
-        raise PlatformError("the run ended without a result")
-
-    async def answer(self, run: Result | str, answers: Answers) -> Result:
-        """See `AsyncLocal.answer`."""
-        run_id = run.id if isinstance(run, Result) else run
-        await self._engine.answer(run_id, [_answer(call_id, given) for call_id, given in answers.items()])
-        return await self.result(self._events.pop(run_id, None) or self._engine.follow(run_id))
-
-    async def aclose(self) -> None:
-        while self._events:
-            await self._events.popitem()[1].aclose()
-
-
 class AsyncSession:
     """One session. Cells run one after the other; `interrupt` may come from another task."""
 
@@ -251,6 +216,7 @@ class AsyncSession:
     ) -> AsyncGenerator[Event]:  # fmt: skip
         """The same, event by event. `final`: behave at the end as an ending program does (threads joined, exit handlers run)."""
         given = Given(tools)
+        self._waiting.check(self.id)
         if given.ask is not None:
             raise BadRequest("tools: functions are given to the session, not to one cell of it", field="tools")
         cell = Cell(code=code, inputs=dict(inputs or {}), timeout_s=timeout_s, final=final, tools=given.tools)
@@ -283,11 +249,13 @@ class AsyncSession:
         return made[0] if count is None else made
 
     async def interrupt(self) -> None:
-        """Like Ctrl-C for the cell that runs; it is killed when it does not end within the grace period."""
+        """Like Ctrl-C for the cell that runs; it is killed when it does not end within the grace period. One that waits is given up."""
         await self._engine.interrupt(self.id)
+        await self._waiting.give_up(self.id)
 
     async def aclose(self) -> None:
         if self._id is not None:
+            await self._waiting.give_up(self._id)
             await self._engine.close(self._id)
         if self._given is not None:
             self._given.close()
@@ -355,18 +323,6 @@ def _refused(field: str, path: PathLike) -> Generator[None]:
         if isinstance(err, OnetripError):
             raise
         raise BadRequest(f"{field}: {os.fspath(path)!r}: {getattr(err, 'strerror', None) or err}", field=field) from err
-
-
-def _answer(call_id: str, given: object) -> ToolAnswer:
-    if isinstance(given, ToolFailure):
-        return ToolAnswer(call_id, error=given)
-    if isinstance(given, BaseException):
-        kind = "denied" if isinstance(given, PermissionError) else "timeout" if isinstance(given, TimeoutError) else "error"
-        return ToolAnswer(call_id, error=ToolFailure(f"{type(given).__name__}: {given}", kind))
-    try:
-        return ToolAnswer(call_id, msgspec.json.encode(given))
-    except (TypeError, ValueError, RecursionError) as err:
-        raise BadRequest(f"answers: the value of {call_id!r} is not JSON: {err}", field="answers") from err
 
 
 def _contents(files: FileContents | None) -> dict[str, bytes]:

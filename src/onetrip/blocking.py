@@ -9,10 +9,11 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from types import TracebackType
 from typing import Any, BinaryIO, Self, TypeVar, overload
 
-from onetrip.asynchronous import Answers, AsyncFiles, AsyncLocal, AsyncSession, PathLike
+from onetrip.asynchronous import AsyncFiles, AsyncLocal, AsyncSession, PathLike
 from onetrip.errors import OnetripError, PlatformError, Unavailable
 from onetrip.model import Event, FileInfo, Level, Result, Rewound, Support
 from onetrip.toolargs import ToolLike
+from onetrip.waiting import Answers
 
 T = TypeVar("T")
 

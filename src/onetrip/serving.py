@@ -32,6 +32,7 @@ from onetrip.settings import Settings
 from onetrip.store import Store
 from onetrip.telemetry import Telemetry, TelemetryMiddleware, logs
 from onetrip.tenants import Tenants
+from onetrip.tools.loading import load_toolbox
 
 CLOSE_S: Final = 5.0  # for connections to take what they were sent
 BACKLOG: Final = 2048
@@ -62,7 +63,8 @@ async def serve(
         telemetry.logs_to(handler)
         held.push_async_callback(telemetry.aclose)
         observer = Observing(telemetry, content=settings.log_content or settings.otel.capture_content)
-        service = Service(settings, database, tenants, folder, environ, observer)
+        toolbox = await held.enter_async_context(load_toolbox(settings))
+        service = Service(settings, database, tenants, folder, environ, observer, toolbox=toolbox)
         stop = _Stop()
         leave = False
         try:

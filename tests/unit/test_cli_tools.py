@@ -29,9 +29,9 @@ def configured(monkeypatch):
         yield SimpleNamespace(tools=TOOLS)
         asked.append("closed")
 
-    module = ModuleType("onetrip.tools.configured")
+    module = ModuleType("onetrip.tools.loading")
     module.load_toolbox = load_toolbox
-    monkeypatch.setitem(__import__("sys").modules, "onetrip.tools.configured", module)
+    monkeypatch.setitem(__import__("sys").modules, "onetrip.tools.loading", module)
     return asked
 
 

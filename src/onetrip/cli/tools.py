@@ -25,7 +25,7 @@ _SUMMARY_CHARS = 80
 
 def load(configuration: Path | None) -> Sequence[Tool]:
     """The server's tools, as its configuration names them. Raises BadRequest, Unavailable."""
-    configured: Any = importlib.import_module("onetrip.tools.configured")  # when a command needs it: `--help` does not
+    configured: Any = importlib.import_module("onetrip.tools.loading")  # when a command needs it: `--help` does not
     loaded = settings.load(configuration)
 
     async def tools() -> Sequence[Tool]:
