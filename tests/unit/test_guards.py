@@ -1,6 +1,7 @@
 """Guards: no write is made twice, what is reused is what was recorded, and what goes round is told so and stopped."""
 
 import json
+import random
 
 import pytest
 from hypothesis import given, settings
@@ -59,6 +60,9 @@ def line(tool, status="ok", **changes):
 
 
 # ---------------------------------------------------------------------------------------------------- reuse: any history
+
+
+FIRST = random.Random(0)
 
 
 class Reuse(RuleBasedStateMachine):
@@ -166,7 +170,7 @@ class Reuse(RuleBasedStateMachine):
         elif how in {"timeout", "cancelled"} and tool.effect == "write":
             self.new_doubts.add((name, args))
 
-    @rule(status=st.sampled_from(["failed", "limit_exceeded", "interrupted", "completed", "waiting"]))
+    @rule(status=st.sampled_from(["failed", "failed", "limit_exceeded", "interrupted", "completed", "waiting"]))
     def program_ends(self, status):
         self.guard.program_ended(status, ProgramError("E", "m"), "x", ())
         if status == "waiting":
@@ -190,6 +194,17 @@ class Reuse(RuleBasedStateMachine):
         name, args, _ = next(one for one in self.late if one[:2] not in {other[:2] for other in self.flying})
         self.late = [one for one in self.late if one[:2] != (name, args)]
         self.guard.after(TOOLS[name], args, ToolAnswer("c", b'"late"'))
+
+    @rule(tools=st.lists(st.sampled_from([READ, WRITE, PURE, OTHER]), max_size=8))
+    def a_program_is_sent_again(self, tools):
+        """One call after the other, and then it fails: twice the same."""
+        for _ in range(2):
+            if not self.flying:
+                for number, tool in enumerate(tools):
+                    self.begin(tool, number % 2)
+                    if self.flying:
+                        self.end(FIRST, "ok")
+                self.program_ends("failed")
 
     @rule(seconds=st.sampled_from([1, 300, 601]))
     def time_passes(self, seconds):
@@ -275,6 +290,29 @@ def test_a_read_during_a_write_is_not_reused_and_within_one_program_nothing_is()
     assert made(guard, READ)
 
 
+@pytest.mark.spec("TOL-48")
+@pytest.mark.parametrize("earliest_ends_first", [True, False])
+def test_of_two_same_reads_at_once_the_one_that_began_before_a_write_counts_for_both(earliest_ends_first):
+    guard = Guard(clock=Clock())
+    assert guard.before(READ, NO_ARGUMENTS) is None
+    assert made(guard, WRITE)
+    assert guard.before(READ, NO_ARGUMENTS) is None
+    values = [b'"old"', b'"new"'] if earliest_ends_first else [b'"new"', b'"old"']
+    for value in values:
+        guard.after(READ, NO_ARGUMENTS, ToolAnswer("c", value))
+    fails(guard)
+    assert made(guard, READ)
+
+
+@pytest.mark.spec("TOL-48")
+def test_a_read_beside_a_write_that_nobody_saw_end_is_not_reused():
+    guard = Guard(clock=Clock())
+    assert guard.before(WRITE, NO_ARGUMENTS) is None
+    assert made(guard, READ)
+    fails(guard)
+    assert made(guard, READ)
+
+
 @pytest.mark.spec("TOL-47")
 @pytest.mark.parametrize(
     ("failure", "again"),
@@ -317,7 +355,8 @@ def test_a_write_whose_result_was_too_much_to_keep_is_still_not_made_again():
     verdict = fails(guard)
     assert any("too large to be kept for the next program: shop.pure ×20, shop.write ×11" in note for note in verdict.notes)
     assert call(guard, WRITE, args=arguments(n="large")) == ("write_already_made", False)
-    assert [call(guard, WRITE, args=arguments(n=number))[1] for number in range(20)] == [False] * 20
+    again = [call(guard, WRITE, args=arguments(n=number)) for number in range(20)]
+    assert again == [("write_already_made", False)] * 10 + [(b'"' + b"x" * 98 + b'"', False)] * 10
     assert made(guard, PURE, args=arguments(n=0)), "what changes nothing is made again"
     assert len(guard._record._heavy) <= 10
     completes(guard)
