@@ -4,6 +4,7 @@
 #   make bench   the numbers, on this machine               make check   format, lint, types, layers, unit tests
 #   make soak    half an hour of a server under load, with faults on purpose; nothing may be lost or left
 #   make endurance  10,000 one-shots and 500 sessions with every violent end; then nothing may be left
+#   make bench-tools  forty tasks with tools: a loop of calls beside one program; the model is simulated
 #   make env     only set up                                make clean   remove what make made
 #   make vm-test  what touches control groups, in a virtual machine that has version 2 only: root, Debian, half an hour (docs/vm-test.md)
 #   make attacks, make corpus    the suites in ../shared (or where ONETRIP_SHARED says): minutes, and half an hour; the corpus'
@@ -13,7 +14,7 @@
 
 SHELL := /bin/sh
 .DELETE_ON_ERROR:
-.PHONY: demo test check bench endurance soak env clean attacks corpus vm-test
+.PHONY: demo test check bench bench-tools endurance soak env clean attacks corpus vm-test
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -35,14 +36,18 @@ test: $(MADE)-test $(MADE)-env
 	@.ci/test $(BIN)/python
 
 check: $(MADE)-check $(MADE)-test
-	$(BIN)/ruff format --check src tests
-	$(BIN)/ruff check src tests
+	$(BIN)/ruff format --check src tests bench/tools
+	$(BIN)/ruff check src tests bench/tools
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/python -m pytest tests/unit tests/spec
 
 bench: $(MADE)-env
 	@$(BIN)/onetrip bench
+
+# a simulated model; some two minutes
+bench-tools: $(MADE)-env
+	@$(BIN)/python bench/tools/run.py
 
 # ten thousand one-shots and five hundred sessions with every violent end: some ten minutes
 endurance: $(MADE)-env

@@ -1,0 +1,54 @@
+"""`make bench-tools`: forty tasks by a classic tool loop, by parallel batches, and by programs; the model is simulated."""
+
+import sys
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.progress import track
+
+from trips import report
+from trips.measure import WrongError, measure
+from trips.place import Plain, ProgramFailedError
+from trips.simulated import Assumptions
+from trips.tasks import TASKS
+
+DEFAULTS = Assumptions()
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print the figures as one JSON object.")
+@click.option(
+    "--task", "names", multiple=True, metavar="NAME", type=click.Choice(list(TASKS)), help="Only this task; repeatable."
+)
+@click.option("--latency-s", default=DEFAULTS.latency_s, show_default=True, help="The simulated model: to the first token.")
+@click.option("--tokens-per-s", default=1 / DEFAULTS.token_s, show_default=True, help="The simulated model: how fast it writes.")
+@click.option("--tool-ms", default=DEFAULTS.tool_s * 1e3, show_default=True, help="How long each tool call takes.")
+@click.option(
+    "--update", metavar="FILE", type=click.Path(path_type=Path, exists=True), help="Also write the tables into this page."
+)
+def main(
+    as_json: bool, names: tuple[str, ...], latency_s: float, tokens_per_s: float, tool_ms: float, update: Path | None
+) -> None:
+    """Compare four ways to call tools, on forty tasks. THE MODEL IS SIMULATED; the programs are really run."""
+    assumptions = Assumptions(latency_s=latency_s, token_s=1 / tokens_per_s, tool_s=tool_ms / 1e3)
+    tasks = [TASKS[name] for name in names] if names else list(TASKS.values())
+    runner = Plain()
+    progress = Console(stderr=True)
+    try:
+        measured = [
+            measure(task, runner, assumptions)
+            for task in track(tasks, "tasks, with a simulated model", console=progress, transient=True)
+        ]
+    except (WrongError, ProgramFailedError) as err:
+        raise click.ClickException(str(err)) from err
+    if as_json:
+        sys.stdout.write(report.as_json(measured, assumptions, runner.where) + "\n")
+    else:
+        report.print_tables(measured, assumptions, runner.where, Console(highlight=False))
+    if update is not None:
+        report.write_between_markers(update, report.as_markdown(measured, assumptions, runner.where))
+
+
+if __name__ == "__main__":
+    main()
