@@ -7,10 +7,10 @@ import click
 from rich.console import Console
 from rich.progress import track
 
+from onetrip.demo.simulated import Assumptions
 from trips import report
 from trips.measure import WrongError, measure
 from trips.place import Plain, ProgramFailedError
-from trips.simulated import Assumptions
 from trips.tasks import TASKS
 
 DEFAULTS = Assumptions()

@@ -7,12 +7,12 @@ import json
 import pytest
 from rich.console import Console
 
-from trips import plan, prompts, report, simulated
+from onetrip.demo.simulated import Assumptions, Conversation, Cost
+from trips import plan, prompts, report, ways
 from trips.measure import Measured, WrongError, measure
 from trips.place import Plain, ProgramFailedError
 from trips.recorder import Call
 from trips.sets import SETS
-from trips.simulated import Assumptions, Conversation, Cost
 from trips.tasks import TASKS
 
 QUICK = Assumptions(tool_s=0.001)
@@ -84,7 +84,7 @@ def test_what_a_conversation_reads_and_writes_adds_up():
 def test_a_loop_needs_an_inference_for_each_call_or_batch_and_one_for_the_answer(plans):
     for name, task in TASKS.items():
         planned = plans[name]
-        classic, batches = (strategy(task, planned, QUICK) for strategy in (simulated.classic, simulated.in_batches))
+        classic, batches = (strategy(task, planned, QUICK) for strategy in (ways.classic, ways.in_batches))
         assert (classic.inferences, classic.calls) == (len(planned.calls) + 1, len(planned.calls))
         assert (batches.inferences, batches.calls) == (len(planned.batches) + 1, len(planned.calls))
         assert classic.tools_s == pytest.approx(len(planned.calls) * QUICK.tool_s)
@@ -102,7 +102,7 @@ def test_the_model_is_told_every_tool_in_both_ways():
 @pytest.mark.parametrize("name", ["settings", "largest-log", "broken-links", "plan-review"])
 def test_a_task_is_measured_in_all_four_ways(name):
     measured = measure(TASKS[name], Plain(), QUICK)
-    assert list(measured.costs) == list(simulated.STRATEGIES)
+    assert list(measured.costs) == list(ways.STRATEGIES)
     assert len({cost.calls for cost in measured.costs.values()}) == 1
     assert measured.costs["program"].inferences == 2
 
@@ -127,7 +127,7 @@ def test_an_answer_must_be_the_expected_one():
 
 @pytest.mark.spec("TOL-32")
 def test_every_table_says_that_the_model_is_simulated_and_fits_into_80_columns(tmp_path):
-    costs = {strategy: Cost(234, 345, 345_678, 1_456_789, 3, 456.7, 9.0) for strategy in simulated.STRATEGIES}
+    costs = {strategy: Cost(234, 345, 345_678, 1_456_789, 3, 456.7, 9.0) for strategy in ways.STRATEGIES}
     measured = [Measured(TASKS[name], costs) for name in ("settings", "archive", "weekend")]
     out = io.StringIO()
     report.print_tables(measured, QUICK, "a place", Console(file=out, width=80))

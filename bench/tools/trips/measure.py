@@ -3,11 +3,12 @@
 import json
 from dataclasses import dataclass
 
-from trips import plan, simulated
+from onetrip.demo.simulated import Assumptions, Cost
+from trips import plan, ways
 from trips.place import Runner
 from trips.sets import SETS
-from trips.simulated import Assumptions, Cost, Strategy
 from trips.task import Task
+from trips.ways import Strategy
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +26,8 @@ def measure(task: Task, runner: Runner, assumptions: Assumptions) -> Measured:
     planned = plan.make(task)
     wanted = sorted(call.key() for call in planned.calls)
     costs: dict[Strategy, Cost] = {
-        "classic": simulated.classic(task, planned, assumptions),
-        "batches": simulated.in_batches(task, planned, assumptions),
+        "classic": ways.classic(task, planned, assumptions),
+        "batches": ways.in_batches(task, planned, assumptions),
     }
     programs: dict[Strategy, str] = {"program": task.sequential, "gather": task.gathered}
     for strategy, code in programs.items():
@@ -35,5 +36,5 @@ def measure(task: Task, runner: Runner, assumptions: Assumptions) -> Measured:
             raise WrongError(f"{task.name}, {strategy}: the answer is {json.dumps(ran.answer)}, not {json.dumps(task.expected)}")
         if sorted(call.key() for call in ran.calls) != wanted:
             raise WrongError(f"{task.name}, {strategy}: its calls are not those of the plan")
-        costs[strategy] = simulated.with_program(task, code, calls=len(ran.calls), took_s=ran.took_s, assumptions=assumptions)
+        costs[strategy] = ways.with_program(task, code, calls=len(ran.calls), took_s=ran.took_s, assumptions=assumptions)
     return Measured(task, costs)

@@ -11,8 +11,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from onetrip.demo.simulated import Assumptions, Cost
 from trips.measure import Measured
-from trips.simulated import Assumptions, Cost, Strategy
+from trips.ways import Strategy
 
 START: Final = "<!-- bench-tools:start -->"
 END: Final = "<!-- bench-tools:end -->"

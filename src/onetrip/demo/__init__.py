@@ -1,10 +1,12 @@
 """`onetrip demo`: the main job on real data, with what each cell cost, and cells that go wrong while the session lives on.
 
 What it shows it also verifies, so that it is a smoke test of an installation as well: its status is 0 only if every step did
-what is promised. The steps are in `script`, how they look in `screen`; `served` runs the analysis again over HTTP.
+what is promised. The steps are in `script`, how they look in `screen`; `served` runs the analysis again over HTTP,
+`comparison` does a task of seven tool calls by a loop of calls and by one program.
 """
 
 import contextlib
+import dataclasses
 import os
 import secrets
 import socket
@@ -18,7 +20,7 @@ from typing import Any
 import msgspec
 
 from onetrip import embedded
-from onetrip.demo import script, served
+from onetrip.demo import comparison, script, served
 from onetrip.demo.screen import Screen
 from onetrip.errors import OnetripError
 from onetrip.model import Result
@@ -76,18 +78,22 @@ def main(*, as_json: bool = False) -> int:
                 chart = _save(session.files.read(script.CHART))
         with screen.waiting(f"{ONE_SHOTS} programs, each in a new sandbox"):
             one_shots = [_timed(ot) for _ in range(ONE_SHOTS)]
+        with screen.waiting("a task of seven tool calls, in three ways; the model is simulated"):
+            compared = comparison.run(ot)
     over_http = served.run(steps[: script.ANALYSIS], screen)
     problems = [f"{step.title}: {problem}" for step, _, found in done for problem in found]
     problems += [f"{step.title}: it was not run" for step in steps[len(done) :]]
     problems += [] if chart else ["there is no chart"]
     problems += [] if all(right for _, right in one_shots) else ["a one-shot gave a wrong answer"]
-    problems += over_http.problems
+    problems += over_http.problems + compared.problems
     times_ms = sorted(ms for ms, _ in one_shots)
     if as_json:
-        sys.stdout.write(_json(done, problems, chart, times_ms, started_s, opened_s, over_http) + "\n")
+        sys.stdout.write(_json(done, problems, chart, times_ms, started_s, opened_s, over_http, compared) + "\n")
     else:
+        screen.summary(done, chart, times_ms)
         screen.paste(_executable())
-        screen.summary(done, problems, chart, times_ms, len(over_http.results))
+        screen.compared(compared)
+        screen.verdict(len(done), len(over_http.results), problems)
     return 1 if problems else 0
 
 
@@ -134,6 +140,7 @@ def _json(
     started_s: float,
     opened_s: float,
     over_http: served.Served,
+    compared: comparison.Comparison,
 ) -> str:
     report = {
         "ok": not problems,
@@ -150,6 +157,14 @@ def _json(
             "adopted": over_http.adopted,
             "restarted_ms": round(over_http.restarted_s * 1e3, 1),
             "statuses": [result.status for _, result in over_http.results],
+        },
+        "comparison": {
+            "simulated_model": True,
+            "assumptions": dataclasses.asdict(comparison.ASSUMED),
+            "ways": [
+                {"name": way.name, "time_s": round(way.cost.time_s, 3), **dataclasses.asdict(way.cost)} for way in compared.ways
+            ],
+            "calls": msgspec.to_builtins(compared.calls),
         },
         "steps": [
             {

@@ -12,6 +12,8 @@ from rich.syntax import Syntax
 from rich.table import Table
 from rich.text import Text
 
+from onetrip.demo import waterfall
+from onetrip.demo.comparison import Comparison
 from onetrip.demo.script import PENGUINS, Step
 from onetrip.model import Result, Support
 
@@ -103,6 +105,11 @@ class Screen:
         mark = "✗" if wrong else "✓"
         self._say(f"{mark}  {step.title}: {_outcome(result)}, {_cost(result)}", style="bold red" if wrong else "green")
 
+    def compared(self, comparison: Comparison) -> None:
+        self._out.print()
+        for part in waterfall.shown(comparison):
+            self._out.print(part)
+
     def paste(self, executable: str) -> None:
         """How to go on from here, to be copied."""
         self._out.print()
@@ -155,10 +162,8 @@ class Screen:
     def summary(
         self,
         done: Sequence[tuple[Step, Result, list[str]]],
-        problems: Sequence[str],
         chart: Path | None,
         times_ms: Sequence[float],
-        served: int,
     ) -> None:
         table = Table(box=None, pad_edge=False, header_style="bold")
         for column in ("", "cell", "outcome"):
@@ -185,11 +190,15 @@ class Screen:
         )
         if chart is not None:
             self._say(f"chart: {chart}")
+
+    def verdict(self, steps: int, served: int, problems: Sequence[str]) -> None:
+        """The last word: whether everything was as promised."""
+        self._out.print()
         if problems:
             self._say(*(f"NOT AS PROMISED: {problem}" for problem in problems), style="bold red")
         else:
             self._say(
-                f"all {len(done)} steps behaved as promised, in one session and its branches, and {served} again over HTTP",
+                f"all {steps} steps behaved as promised, in one session and its branches, and {served} again over HTTP",
                 style="bold green",
             )
 
