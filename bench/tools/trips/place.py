@@ -11,8 +11,11 @@ import types
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Protocol
 
+from onetrip.blocking import Local
 from trips.recorder import Call, Recorder
 from trips.sets import Function, ToolSet
+
+RUN_S = 60.0  # for one program; the longest takes five seconds with the default times
 
 
 class _Jump(selectors.DefaultSelector):
@@ -112,6 +115,31 @@ class Runner(Protocol):
     def run(self, code: str, kind: type[ToolSet], tool_s: float) -> Ran:
         """Run a program with the tools of a fresh set, each call of which takes so long. Raises ProgramFailedError."""
         ...
+
+
+async def _nothing() -> None:
+    """The tool of a program that warms up."""
+
+
+class Sandbox:
+    """Onetrip: each program in a sandbox of its own, its tools functions of this process."""
+
+    where = "a Onetrip sandbox"
+
+    def __init__(self, ot: Local) -> None:
+        self._ot = ot
+        ot.run("await _nothing()", tools=[_nothing])  # what is only imported at the first use belongs to no task
+
+    def run(self, code: str, kind: type[ToolSet], tool_s: float) -> Ran:
+        recorder = Recorder(kind, lambda: asyncio.sleep(tool_s), time.perf_counter)
+        began = time.perf_counter()
+        result = self._ot.run(code, tools=list(recorder.tools().values()), timeout_s=RUN_S)
+        took_s = time.perf_counter() - began
+        if result.status != "completed":
+            raise ProgramFailedError(f"{result.status}: {result.error or result.limit}")
+        if [call.tool for call in result.tool_calls] != [call.tool for call in recorder.calls]:
+            raise ProgramFailedError("the calls in the result are not those that were made")
+        return Ran(result.value, took_s, recorder.calls)
 
 
 class ProgramFailedError(Exception):

@@ -47,7 +47,7 @@ def make(task: Task) -> Plan:
         one.calls,
         [batches[number] for number in sorted(batches)],
         (_json(first), _json(second)),
-        (one.set.state(), other.set.state()),
+        (one.set.state, other.set.state),
     )
 
 

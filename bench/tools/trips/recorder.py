@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from trips.sets import Function, ToolSet
+from trips.sets.base import NotFoundError
 
 Wait = Callable[[], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One call, as a model would have written it: no argument that is left out."""
+    """One call, as a model would write it: an argument that is the default is left out."""
 
     tool: str
     arguments: dict[str, Any]
@@ -44,13 +45,14 @@ class Recorder:
         async def call(*args: Any, **kwargs: Any) -> Any:
             given = signature.bind(*args, **kwargs).arguments
             place = len(self.calls)
-            arguments = json.loads(json.dumps(given))
+            said = {key: value for key, value in given.items() if value != signature.parameters[key].default}
+            arguments = json.loads(json.dumps(said))
             self.calls.append(Call(name, arguments, None))
             self.began.append(self._clock())
             await self._wait()
             try:
                 value = function(*args, **kwargs)
-            except LookupError as err:
+            except NotFoundError as err:
                 self.calls[place] = Call(name, arguments, {"error": str(err)})
                 raise
             self.calls[place] = Call(name, arguments, json.loads(json.dumps(value)))

@@ -1,38 +1,33 @@
-"""What the tool sets have in common: how a method becomes a tool, and numbers that look random and are the same everywhere."""
+"""What the tool sets have in common: which of their methods are tools, and numbers that look random and are the same everywhere."""
 
 import hashlib
+import inspect
 from collections.abc import Callable
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
-EFFECT = "__effect__"
-F = TypeVar("F", bound=Callable[..., Any])
-
-
-def effect(kind: str) -> Callable[[F], F]:
-    """Mark a method as a tool. `kind`: what a call changes: `pure` (nothing, always the same), `read` (nothing) or `write`."""
-
-    def mark(function: F) -> F:
-        setattr(function, EFFECT, kind)
-        return function
-
-    return mark
+from onetrip.tools import ToolFailed
 
 
 class ToolSet:
-    """One set with data of its own: each run of a program gets a new one, so that what one run writes no other sees."""
+    """One set with data of its own: each run of a program gets a new one, so that what one run writes no other sees.
+
+    Its public methods are its tools, marked with `onetrip.tool`, and named with its namespace in front.
+    """
 
     NAMESPACE: ClassVar[str]
 
-    @classmethod
-    def names(cls) -> list[str]:
-        return [name for name, member in vars(cls).items() if hasattr(member, EFFECT)]
+    @property
+    def state(self) -> object:
+        """What was written; to be compared."""
+        raise NotImplementedError
 
     def tools(self) -> dict[str, Callable[..., Any]]:
         """Name in a program → function."""
-        return {f"{self.NAMESPACE}.{name}": getattr(self, name) for name in self.names()}
+        names = [name for name, member in vars(type(self)).items() if inspect.isfunction(member) and not name.startswith("_")]
+        return {f"{self.NAMESPACE}.{name}": getattr(self, name) for name in names}
 
 
-class NotFoundError(LookupError):
+class NotFoundError(ToolFailed):
     """There is nothing of that name; the message says what was asked for."""
 
 

@@ -2,7 +2,8 @@
 
 from typing import ClassVar, TypedDict
 
-from trips.sets.base import NotFoundError, ToolSet, effect, roll
+from onetrip import tool
+from trips.sets.base import NotFoundError, ToolSet, roll
 
 
 class Person(TypedDict):
@@ -95,17 +96,17 @@ class Calendar(ToolSet):
         self._events = _events()
         self._reasons: dict[str, str] = {}  # why events were cancelled
 
-    @effect("read")
+    @tool(name="calendar.list_people", effect="read")
     def list_people(self, team: str | None = None) -> list[Person]:
         """Everybody, or everybody of a team."""
         return [person for person in _PEOPLE.values() if team in {None, person["team"]}]
 
-    @effect("read")
+    @tool(name="calendar.list_rooms", effect="read")
     def list_rooms(self, office: str | None = None, min_seats: int = 1) -> list[Room]:
         """Rooms for meetings: of an office or of all, with at least so many seats."""
         return [room for room in _ROOMS.values() if office in {None, room["office"]} and room["seats"] >= min_seats]
 
-    @effect("read")
+    @tool(name="calendar.list_events", effect="read")
     def list_events(self, person: str, day: str) -> list[EventName]:
         """What is in a person's calendar on a day, without attendees and room."""
         if person not in _PEOPLE:
@@ -116,24 +117,24 @@ class Calendar(ToolSet):
             for event in sorted(found, key=lambda event: (event["start"], event["event_id"]))
         ]
 
-    @effect("read")
+    @tool(name="calendar.get_event", effect="read")
     def get_event(self, event_id: str) -> Event:
         """One event, with attendees and room."""
         if event_id not in self._events:
             raise NotFoundError(f"there is no event {event_id!r}")
         return self._events[event_id]
 
-    @effect("read")
+    @tool(name="calendar.is_free", effect="read")
     def is_free(self, person: str, day: str, start: str, end: str) -> Free:
         """Whether a person has nothing between two times of a day, and when what comes after it begins."""
         return self._free([event for event in self._on(day) if person in event["attendees"]], start, end)
 
-    @effect("read")
+    @tool(name="calendar.room_is_free", effect="read")
     def room_is_free(self, room: str, day: str, start: str, end: str) -> Free:
         """Whether nobody has a room between two times of a day, and when whatever comes after it begins."""
         return self._free([event for event in self._on(day) if event["room"] == room], start, end)
 
-    @effect("read")
+    @tool(name="calendar.working_hours", effect="read")
     def working_hours(self, person: str) -> Hours:
         """When a person works: from, to, and the days off in this week."""
         if person not in _PEOPLE:
@@ -141,7 +142,7 @@ class Calendar(ToolSet):
         start = 8 + roll(3, person, "start")
         return {"start": f"{start:02}:00", "end": f"{start + 8:02}:00", "days_off": [DAYS[roll(5, person, "off")]]}
 
-    @effect("write")
+    @tool(name="calendar.create_event", effect="write")
     def create_event(self, title: str, day: str, start: str, end: str, attendees: list[str], room: str | None = None) -> Event:
         """Put a meeting into the calendars of all its attendees."""
         event: Event = {
@@ -156,14 +157,14 @@ class Calendar(ToolSet):
         self._events[event["event_id"]] = event
         return event
 
-    @effect("write")
+    @tool(name="calendar.move_event", effect="write")
     def move_event(self, event_id: str, day: str, start: str, end: str) -> Event:
         """Give an event another time."""
         moved: Event = {**self.get_event(event_id), "day": day, "start": start, "end": end}
         self._events[event_id] = moved
         return moved
 
-    @effect("write")
+    @tool(name="calendar.cancel_event", effect="write")
     def cancel_event(self, event_id: str, reason: str = "") -> Event:
         """Take an event out of everybody's calendar. Returns what it was."""
         event = self.get_event(event_id)
@@ -171,6 +172,7 @@ class Calendar(ToolSet):
         self._reasons[event_id] = reason
         return event
 
+    @property
     def state(self) -> object:
         return sorted(self._events.items()), self._reasons
 

@@ -3,7 +3,8 @@
 import hashlib
 from typing import ClassVar, TypedDict
 
-from trips.sets.base import NotFoundError, ToolSet, effect, roll
+from onetrip import tool
+from trips.sets.base import NotFoundError, ToolSet, roll
 
 
 class Entry(TypedDict):
@@ -81,7 +82,7 @@ class Files(ToolSet):
         self._files = _content()
         self._folders = {path.rpartition("/")[0] for path in self._files} | {"/project"}
 
-    @effect("read")
+    @tool(name="fs.list_folder", effect="read")
     def list_folder(self, path: str) -> list[Entry]:
         """What is in a folder, by name; not what is in the folders in it."""
         if path not in self._folders:
@@ -90,14 +91,14 @@ class Files(ToolSet):
         files: list[Entry] = [{"path": one, "kind": "file"} for one in self._files if one.rpartition("/")[0] == path]
         return sorted(folders + files, key=lambda entry: entry["path"])
 
-    @effect("read")
+    @tool(name="fs.read_file", effect="read")
     def read_file(self, path: str) -> str:
         """The text of a file."""
         if path not in self._files:
             raise NotFoundError(f"there is no file {path}")
         return self._files[path]
 
-    @effect("read")
+    @tool(name="fs.stat", effect="read")
     def stat(self, path: str) -> Status:
         """Size, owner and day of the last change of a file."""
         return {
@@ -107,7 +108,7 @@ class Files(ToolSet):
             "modified": f"2026-0{1 + roll(6, path, 'month')}-{1 + roll(28, path, 'day'):02}",
         }
 
-    @effect("read")
+    @tool(name="fs.search", effect="read")
     def search(self, text: str, folder: str = "/project") -> list[Found]:
         """The lines that hold a text, in all files below a folder."""
         return [
@@ -118,12 +119,12 @@ class Files(ToolSet):
             if text in line
         ]
 
-    @effect("read")
+    @tool(name="fs.checksum", effect="read")
     def checksum(self, path: str) -> Checksum:
         """The SHA-256 of a file's content, in hexadecimal."""
         return {"path": path, "sha256": hashlib.sha256(self.read_file(path).encode()).hexdigest()}
 
-    @effect("write")
+    @tool(name="fs.write_file", effect="write")
     def write_file(self, path: str, text: str) -> Written:
         """Create a file, or give it another text."""
         if path.rpartition("/")[0] not in self._folders:
@@ -131,13 +132,13 @@ class Files(ToolSet):
         self._files[path] = text
         return {"path": path, "size": len(text.encode())}
 
-    @effect("write")
+    @tool(name="fs.make_folder", effect="write")
     def make_folder(self, path: str) -> Entry:
         """Create a folder; it may be there already."""
         self._folders.add(path)
         return {"path": path, "kind": "folder"}
 
-    @effect("write")
+    @tool(name="fs.move", effect="write")
     def move(self, path: str, to: str) -> Entry:
         """Move a file, or give it another name. The folder of its new path must exist."""
         text = self.read_file(path)
@@ -145,12 +146,13 @@ class Files(ToolSet):
         del self._files[path]
         return {"path": to, "kind": "file"}
 
-    @effect("write")
+    @tool(name="fs.delete", effect="write")
     def delete(self, path: str) -> Entry:
         """Delete a file."""
         self.read_file(path)
         del self._files[path]
         return {"path": path, "kind": "file"}
 
+    @property
     def state(self) -> object:
         return sorted(self._files.items()), sorted(self._folders)

@@ -2,7 +2,8 @@
 
 from typing import ClassVar, TypedDict, TypeVar
 
-from trips.sets.base import NotFoundError, ToolSet, effect, roll
+from onetrip import tool
+from trips.sets.base import NotFoundError, ToolSet, roll
 
 PAGE = 6
 T = TypeVar("T")
@@ -158,12 +159,12 @@ class Shop(ToolSet):
         self.purchases: dict[str, PurchaseOrder] = {}
         self.refunds: dict[str, Refund] = {}
 
-    @effect("read")
+    @tool(name="shop.list_categories", effect="read")
     def list_categories(self) -> list[str]:
         """The names of all categories of products."""
         return list(_CATALOGUE)
 
-    @effect("read")
+    @tool(name="shop.find_products", effect="read")
     def find_products(self, category: str, page: int = 1) -> ProductPage:
         """The products of a category, six on a page."""
         if category not in _CATALOGUE:
@@ -175,17 +176,17 @@ class Shop(ToolSet):
             "pages": -(-len(found) // PAGE),
         }
 
-    @effect("read")
+    @tool(name="shop.get_product", effect="read")
     def get_product(self, sku: str) -> Product:
         """One product: its price in EUR, its weight, its supplier."""
         return self._find(self._products, sku, "product")
 
-    @effect("read")
+    @tool(name="shop.get_stock", effect="read")
     def get_stock(self, sku: str) -> Stock:
         """How many pieces of a product there are, and how many of them are reserved."""
         return self._find(self._stock, sku, "product")
 
-    @effect("read")
+    @tool(name="shop.get_supplier", effect="read")
     def get_supplier(self, supplier_id: str) -> Supplier:
         """A supplier, with the number of days that it takes to deliver."""
         if supplier_id not in {f"S{number}" for number in range(1, 6)}:
@@ -198,7 +199,7 @@ class Shop(ToolSet):
             "lead_days": 3 + roll(18, supplier_id, "lead"),
         }
 
-    @effect("read")
+    @tool(name="shop.get_customer", effect="read")
     def get_customer(self, customer_id: str) -> Customer:
         """A customer, with tier and country."""
         if customer_id not in {f"C{number}" for number in range(1, 9)}:
@@ -210,7 +211,7 @@ class Shop(ToolSet):
             "country": _COUNTRIES[roll(5, customer_id, "country")],
         }
 
-    @effect("read")
+    @tool(name="shop.list_orders", effect="read")
     def list_orders(self, customer_id: str) -> list[OrderName]:
         """A customer's orders, the oldest first, without what is in them."""
         found = [order for order in self._orders.values() if order["customer_id"] == customer_id]
@@ -219,12 +220,12 @@ class Shop(ToolSet):
             for order in sorted(found, key=lambda order: order["placed"])
         ]
 
-    @effect("read")
+    @tool(name="shop.get_order", effect="read")
     def get_order(self, order_id: str) -> Order:
         """An order with its items."""
         return self._find(self._orders, order_id, "order")
 
-    @effect("read")
+    @tool(name="shop.shipping_quote", effect="read")
     def shipping_quote(self, country: str, weight_kg: float) -> Quote:
         """What it costs in EUR to send a parcel of this weight to a country, and how many days it takes."""
         if country not in _ZONES:
@@ -232,7 +233,7 @@ class Shop(ToolSet):
         zone = _ZONES[country]
         return {"price": round(3.5 + 1.2 * zone + 0.9 * zone * weight_kg, 2), "days": 1 + zone}
 
-    @effect("write")
+    @tool(name="shop.reorder", effect="write")
     def reorder(self, sku: str, quantity: int) -> PurchaseOrder:
         """Order more pieces of a product from its supplier."""
         supplier = self.get_supplier(self.get_product(sku)["supplier_id"])
@@ -245,7 +246,7 @@ class Shop(ToolSet):
         self.purchases[purchase["purchase_id"]] = purchase
         return purchase
 
-    @effect("write")
+    @tool(name="shop.refund", effect="write")
     def refund(self, order_id: str, amount: float) -> Refund:
         """Give money back for an order, in EUR."""
         self._find(self._orders, order_id, "order")
@@ -253,6 +254,7 @@ class Shop(ToolSet):
         self.refunds[refund["refund_id"]] = refund
         return refund
 
+    @property
     def state(self) -> object:
         return self.purchases, self.refunds
 

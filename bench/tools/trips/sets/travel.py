@@ -2,7 +2,8 @@
 
 from typing import ClassVar, TypedDict
 
-from trips.sets.base import NotFoundError, ToolSet, effect, roll
+from onetrip import tool
+from trips.sets.base import NotFoundError, ToolSet, roll
 
 
 class Flight(TypedDict):
@@ -97,19 +98,19 @@ class Travel(ToolSet):
     def __init__(self) -> None:
         self.bookings: dict[str, Booking] = {}
 
-    @effect("read")
+    @tool(name="travel.list_cities", effect="read")
     def list_cities(self) -> list[str]:
         """The cities that the desk knows."""
         return list(_CITIES)
 
-    @effect("read")
+    @tool(name="travel.get_city", effect="read")
     def get_city(self, name: str) -> City:
         """Country, currency and number of museums of a city."""
         if name not in _CITIES:
             raise NotFoundError(f"there is no city {name!r}")
         return _CITIES[name]
 
-    @effect("read")
+    @tool(name="travel.search_flights", effect="read")
     def search_flights(self, origin: str, destination: str, day: str) -> list[Flight]:
         """The flights from one city to another on a day; the prices are without bags."""
         self.get_city(origin)
@@ -130,7 +131,7 @@ class Travel(ToolSet):
             )
         return found
 
-    @effect("read")
+    @tool(name="travel.fare_rules", effect="read")
     def fare_rules(self, flight_id: str) -> Fare:
         """What a ticket allows, what a bag costs, and how many seats are left."""
         return {
@@ -140,7 +141,7 @@ class Travel(ToolSet):
             "seats_left": roll(12, flight_id, "seats"),
         }
 
-    @effect("read")
+    @tool(name="travel.search_trains", effect="read")
     def search_trains(self, origin: str, destination: str, day: str) -> list[Train]:
         """The trains from one city to another on a day; there may be none."""
         found: list[Train] = []
@@ -157,7 +158,7 @@ class Travel(ToolSet):
             )
         return found
 
-    @effect("read")
+    @tool(name="travel.search_hotels", effect="read")
     def search_hotels(self, city: str, min_stars: int = 1) -> list[Hotel]:
         """The hotels of a city with at least so many stars, with their usual price of a night."""
         currency = self.get_city(city)["currency"]
@@ -170,7 +171,7 @@ class Travel(ToolSet):
                 found.append({"hotel_id": hotel_id, "name": name, "stars": stars, "price": price, "currency": currency})
         return found
 
-    @effect("read")
+    @tool(name="travel.hotel_vacancy", effect="read")
     def hotel_vacancy(self, hotel_id: str, arrival: str, nights: int) -> Vacancy:
         """Whether a hotel has a room, and what the stay costs in the city's currency."""
         city = next((name for name in _CITIES if name[:3].upper() == hotel_id[:3]), "?")
@@ -183,7 +184,7 @@ class Travel(ToolSet):
             "total": round(hotel["price"] * nights * (90 + roll(30, hotel_id, arrival, "season")) / 100, 2),
         }
 
-    @effect("read")
+    @tool(name="travel.hotel_rating", effect="read")
     def hotel_rating(self, hotel_id: str) -> Rating:
         """What guests think of a hotel."""
         return {
@@ -192,7 +193,7 @@ class Travel(ToolSet):
             "reviews": 10 + roll(900, hotel_id, "many"),
         }
 
-    @effect("read")
+    @tool(name="travel.weather", effect="read")
     def weather(self, city: str, day: str) -> Weather:
         """The forecast for a city on a day."""
         self.get_city(city)
@@ -203,28 +204,29 @@ class Travel(ToolSet):
             "rain_mm": max(0, roll(18, city, day, "rain") - 8),
         }
 
-    @effect("read")
+    @tool(name="travel.exchange_rate", effect="read")
     def exchange_rate(self, base: str, quote: str) -> Rate:
         """What one unit of a currency costs in another."""
         if base not in _RATES or quote not in _RATES:
             raise NotFoundError(f"there is no rate for {base} in {quote}")
         return {"base": base, "quote": quote, "rate": round(_RATES[quote] / _RATES[base], 6)}
 
-    @effect("pure")
+    @tool(name="travel.visa", effect="pure")
     def visa(self, citizenship: str, country: str) -> Visa:
         """Whether a citizen of one country needs a visa for another; both as two letters."""
         return {"required": roll(3, citizenship, country, "visa") == 0, "days": [30, 60, 90][roll(3, citizenship, country)]}
 
-    @effect("write")
+    @tool(name="travel.book_flight", effect="write")
     def book_flight(self, flight_id: str, passenger: str) -> Booking:
         """Buy a ticket."""
         return self._book(flight_id, passenger)
 
-    @effect("write")
+    @tool(name="travel.book_hotel", effect="write")
     def book_hotel(self, hotel_id: str, arrival: str, nights: int, guest: str) -> Booking:
         """Book a room."""
         return self._book(f"{hotel_id}/{arrival}/{nights}", guest)
 
+    @property
     def state(self) -> object:
         return sorted(self.bookings.items())
 
