@@ -43,6 +43,8 @@ def test_the_demo_runs_and_every_step_behaves_as_promised(tmp_path):
     taken_back = [step["title"] for step in report["steps"] if step["result"]["session"]["rolled_back"]]
     assert taken_back[-2:] == ["The process ends", "A deaf loop"]  # before them the memory hog, where the kernel was first
     assert {step["result"]["isolation"]["level"] for step in report["steps"]} == {"strict"}
+    assert [way["inferences"] for way in report["comparison"]["ways"]] == [8, 4, 2]
+    assert [call["status"] for call in report["comparison"]["calls"]] == ["ok"] * 7
     picture = (tmp_path / "demo-output" / "penguins.png").read_bytes()
     assert picture.startswith(b"\x89PNG\r\n\x1a\n")
     assert len(picture) > 20_000  # not an empty canvas, which has 9 kB at this size

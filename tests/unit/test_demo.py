@@ -9,16 +9,29 @@ from pathlib import Path
 import pytest
 
 from onetrip import demo, embedded
-from onetrip.demo import script
+from onetrip.demo import comparison, script
+from onetrip.demo.comparison import Comparison, Way
 from onetrip.demo.screen import Screen
 from onetrip.demo.served import Served
+from onetrip.demo.simulated import Cost
 from onetrip.errors import Unavailable
-from onetrip.model import DisplayData, FileChange, LimitHit, Mechanism, ProgramError, SessionState, Support, Usage
+from onetrip.model import DisplayData, FileChange, LimitHit, Mechanism, ProgramError, SessionState, Support, ToolCall, Usage
 
 FOLDER = Path(demo.__file__).parent
 USED = Usage(wall_ms=1000, cpu_ms=900, peak_memory_bytes=500 * 2**20, output_bytes=10)
 BACK = SessionState(survived=True, rolled_back=True, checkpoint=True)
 STEPS = 23
+COMPARED = Comparison(
+    [
+        Way("classic loop", Cost(8, 7, 1000, 9000, 700, 14.0, 0.7), [1.75, 0.1] * 7 + [1.75]),
+        Way("parallel calls", Cost(4, 7, 1000, 4000, 700, 8.0, 0.3), [2.0, 0.1] * 3 + [2.0]),
+        Way("one program", Cost(2, 7, 900, 2000, 500, 5.0, 0.35), [3.5, 0.35, 1.5]),
+    ],
+    tuple(
+        ToolCall(f"call_{number}", tool, {"island": "Torgersen"}, "ok", number // 3 * 100.0, 100.0)
+        for number, tool in enumerate(["list_islands", *["get_station"] * 3, *["get_forecast"] * 3], 2)
+    ),
+)
 PICTURE = DisplayData({"image/png": "iVBORw0KGgo="})
 
 
@@ -102,12 +115,13 @@ class Session:
 def run_demo(monkeypatch, tmp_path, capsys, result):
     """Runs the demo on prepared results; gives status, stdout, stderr."""
 
-    def run(results, *, refusal=None, **options):
+    def run(results, *, refusal=None, compared=None, **options):
         fake = run.session = Session(results, refusal)
         fake.one_shot = result(value=6)
         monkeypatch.setattr(embedded, "local", lambda: fake)
         over_http = Served([(step, result()) for step in script.steps({})[: script.ANALYSIS]], adopted=1)
         monkeypatch.setattr(demo.served, "run", lambda _steps, _screen: over_http)
+        monkeypatch.setattr(demo.comparison, "run", lambda _ot: compared or COMPARED)
         monkeypatch.chdir(tmp_path)
         status = demo.main(**options)
         return status, *capsys.readouterr()
@@ -256,6 +270,64 @@ def test_the_bait_can_be_reached_from_the_host_itself():
 def test_no_line_of_the_report_that_we_lay_out_is_wider_than_80_columns(capsys, result):
     screen = Screen(quiet=False, total=STEPS)
     steps = script.steps({})
-    screen.summary([(step, got, []) for step, got in zip(steps, good(result), strict=True)], [], None, [1.0, 2.0, 3.0], 5)
+    screen.summary([(step, got, []) for step, got in zip(steps, good(result), strict=True)], None, [1.0, 2.0, 3.0])
+    screen.compared(COMPARED)
     lines = capsys.readouterr().out.splitlines()
     assert [line for line in lines if len(line) > 80 and "each in a sandbox" not in line and "behaved" not in line] == []
+
+
+@pytest.mark.spec("TOL-32")
+def test_the_comparison_is_the_last_thing_before_the_verdict_and_says_that_its_model_is_simulated(run_demo, result):
+    _, out, _ = run_demo(good(result))
+    head, _, tail = out.partition("7 tool calls: a loop of calls, and one program (simulated model)\n")
+    assert head
+    lines = tail.splitlines()
+    assert max(map(len, lines[:-1])) <= 80
+    assert "SIMULATED is the model: 1.5 s to its first token, then 80 tokens a second" in tail
+    assert "classic loop              8           7    9.0 kB     0.7 kB  14.7 s" in tail
+    assert lines[-3].startswith("get_forecast ")
+    assert "The program: 2.7 × as fast as the classic loop, 1.6 × as fast as the parallel calls" in lines
+
+
+def test_the_comparison_is_in_the_json_and_says_that_its_model_is_simulated(run_demo, result):
+    _, out, _ = run_demo(good(result), as_json=True)
+    compared = json.loads(out)["comparison"]
+    assert compared["simulated_model"] is True
+    assert compared["assumptions"]["latency_s"] == 1.5
+    assert [(way["name"], way["inferences"], way["time_s"]) for way in compared["ways"]] == [
+        ("classic loop", 8, 14.7),
+        ("parallel calls", 4, 8.3),
+        ("one program", 2, 5.35),
+    ]
+    assert len(compared["calls"]) == 7
+
+
+def test_a_comparison_that_could_not_be_made_is_a_problem(run_demo, result):
+    status, out, _ = run_demo(good(result), compared=Comparison(problems=["seven tool calls: no"]))
+    assert (status, out.splitlines()[-1]) == (1, "NOT AS PROMISED: seven tool calls: no")
+
+
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [
+        ({"status": "failed"}, "the program should have completed, but is “failed”"),
+        ({"value": {"island": "Dream"}, "tool_calls": COMPARED.calls}, "the answer should be"),
+        ({"value": comparison.ANSWER, "tool_calls": COMPARED.calls[1:]}, "7 calls should have been made, but 6 were, 6 of them"),
+    ],
+)
+def test_a_program_of_the_comparison_that_does_something_else_is_a_problem(given, problem, result):
+    class Other:
+        def run(self, _code, **_options):
+            return result(**given)
+
+    compared = comparison.run(Other())
+    assert compared.ways == []
+    assert [problem in found for found in compared.problems] == [True]
+
+
+def test_a_refusal_is_a_problem_of_the_comparison():
+    class Refusing:
+        def run(self, _code, **_options):
+            raise Unavailable("not now")
+
+    assert comparison.run(Refusing()).problems == ["seven tool calls: not now"]

@@ -8,9 +8,9 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from importlib.resources import files
 from typing import Any, Final, TypedDict
 
+from onetrip.demo import script
 from onetrip.demo.simulated import Assumptions, Conversation, Cost, compact
 from onetrip.embedded import Local
 from onetrip.errors import OnetripError
@@ -23,7 +23,7 @@ ASSUMED: Final = Assumptions()
 RUN_S: Final = 30.0
 
 _DO: Final = "Use the tools to find out what is asked, then answer as JSON."
-_LOOP_TOOLS: Final = [
+_LOOP_TOOLS: Final[list[dict[str, Any]]] = [
     {"name": "list_islands", "description": "The islands.", "input_schema": {"type": "object", "properties": {}}},
     {
         "name": "get_station",
@@ -36,7 +36,7 @@ _LOOP_TOOLS: Final = [
         "input_schema": {"type": "object", "properties": {"station": {"type": "string"}}, "required": ["station"]},
     },
 ]
-_PROGRAM_TOOL: Final = {
+_PROGRAM_TOOL: Final[dict[str, Any]] = {
     "name": "run_python",
     "description": "Run a Python program in a sandbox. The functions below can be awaited; its last expression is the result.",
     "input_schema": {"type": "object", "properties": {"code": {"type": "string"}}, "required": ["code"]},
@@ -116,7 +116,8 @@ class Comparison:
 
 
 def program() -> str:
-    return (files("onetrip.demo") / "programs" / "islands.py").read_text("utf-8")
+    ((_, code),) = script.cells("islands.py")
+    return code
 
 
 def run(ot: Local) -> Comparison:

@@ -48,9 +48,9 @@ def data() -> bytes:
 
 def steps(host: Mapping[str, Any]) -> list[Step]:
     """In order. `host` are the variables of the cell that looks for a way out: what it would reach if it could."""
-    read, compare, bills, draw, tell = _cells("analysis.py")
-    mistake, loop, hog, ways_out = _cells("trouble.py")
-    end, deaf_loop, change, adelie, gentoo = _cells("going_back.py")
+    read, compare, bills, draw, tell = cells("analysis.py")
+    mistake, loop, hog, ways_out = cells("trouble.py")
+    end, deaf_loop, change, adelie, gentoo = cells("going_back.py")
     return [
         Step(*read, (_completed, _printed(f"{PENGUINS} penguins"), _used("wall_ms", "output_bytes"))),
         Step(*compare, (_completed, _made("means.csv"))),
@@ -112,7 +112,7 @@ def steps(host: Mapping[str, Any]) -> list[Step]:
     ]
 
 
-def _cells(name: str) -> list[tuple[str, str]]:
+def cells(name: str) -> list[tuple[str, str]]:
     """Titles and sources of a program in percent format."""
     _, *parts = _MARKER.split((files("onetrip.demo") / "programs" / name).read_text("utf-8"))
     return [(title, code.strip() + "\n") for title, code in zip(parts[::2], parts[1::2], strict=True)]

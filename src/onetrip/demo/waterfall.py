@@ -1,7 +1,7 @@
 """How the comparison looks on a terminal: a table, a bar for each way, and the program's calls below each other."""
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final, cast
 
 from rich.console import RenderableType
 from rich.table import Table
@@ -23,9 +23,10 @@ def shown(comparison: Comparison) -> list[RenderableType]:
         Text(f"{CALLS} tool calls: a loop of calls, and one program (simulated model)", "bold cyan"),
         Text(f"“{QUESTION}”"),
         Text(
-            f"SIMULATED: the model. {ASSUMED.latency_s:g} s to its first token, then {1 / ASSUMED.token_s:g} tokens/s; it makes no\n"
-            f"mistake, and nobody waited for it. REAL: the calls, of tools that take {ASSUMED.tool_s * 1e3:g} ms,\n"
-            "in all three ways; the program's from its sandbox.",
+            f"SIMULATED is the model: {ASSUMED.latency_s:g} s to its first token, then {1 / ASSUMED.token_s:g} tokens a second, and\n"
+            "no mistake; nobody waited for it. REAL are the tool calls, of "
+            f"{ASSUMED.tool_s * 1e3:g} ms each: the\n"
+            "loops' from this process, the program's from its sandbox.",
             "yellow",
         ),
         Text(),
@@ -33,6 +34,7 @@ def shown(comparison: Comparison) -> list[RenderableType]:
         Text(),
         *(_bar(way, max(way.cost.time_s for way in comparison.ways)) for way in comparison.ways),
         Text(f"{'':{_NAME}}{_MODEL} model (simulated)  {_TOOL} tools (real; at least a column)", "dim"),
+        _verdict(comparison.ways),
         Text(),
         *_falling(comparison.calls),
     ]
@@ -68,6 +70,12 @@ def _bar(way: Way, longest_s: float) -> Text:
     return line.append(f" {way.cost.time_s:.1f} s")
 
 
+def _verdict(ways: Sequence[Way]) -> Text:
+    *others, best = ways
+    said = ", ".join(f"{way.cost.time_s / best.cost.time_s:.1f} × as fast as the {way.name}" for way in others)
+    return Text(f"The program: {said}", "bold")
+
+
 def _falling(calls: Sequence[ToolCall]) -> list[Text]:
     """The calls of the program, each from its beginning to its end."""
     begun = sorted(calls, key=lambda call: call.started_ms)
@@ -78,7 +86,8 @@ def _falling(calls: Sequence[ToolCall]) -> list[Text]:
     for call in begun:
         start = round((call.started_ms - first) * scale)
         width = max(1, round((call.started_ms + call.duration_ms - first) * scale) - start)
-        argument = next(iter(call.arguments.values()), "") if isinstance(call.arguments, dict) else ""
+        arguments = cast("dict[str, Any]", call.arguments)  # a JSON object, always
+        argument = next(iter(arguments.values()), "")
         line = Text(f"{call.tool:{_NAME}}{' ' * start}")
         lines.append(line.append(_TOOL * width, "green").append(f" {argument}".rstrip()))
     return lines

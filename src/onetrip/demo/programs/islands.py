@@ -1,3 +1,6 @@
+"""The program of the demo's comparison: seven calls of tools. Cells begin with `# %%`."""
+
+# %% The warmest island
 import asyncio
 
 async def forecast(island):
