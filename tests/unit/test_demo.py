@@ -286,7 +286,7 @@ def test_the_comparison_is_the_last_thing_before_the_verdict_and_says_that_its_m
     assert "SIMULATED is the model: 1.5 s to its first token, then 80 tokens a second" in tail
     assert "classic loop              8           7    9.0 kB     0.7 kB  14.7 s" in tail
     assert lines[-3].startswith("get_forecast ")
-    assert "The program: 2.7 × as fast as the classic loop, 1.6 × as fast as the parallel calls" in lines
+    assert "The program was 2.7 × as fast as the loop, 1.6 × as fast as parallel calls" in lines
 
 
 def test_the_comparison_is_in_the_json_and_says_that_its_model_is_simulated(run_demo, result):

@@ -33,7 +33,7 @@ def shown(comparison: Comparison) -> list[RenderableType]:
         _table(comparison.ways),
         Text(),
         *(_bar(way, max(way.cost.time_s for way in comparison.ways)) for way in comparison.ways),
-        Text(f"{'':{_NAME}}{_MODEL} model (simulated)  {_TOOL} tools (real; at least a column)", "dim"),
+        Text(f"{'':{_NAME}}{_MODEL} model (simulated)  {_TOOL} tools, sandbox (real; at least a column)", "dim"),
         _verdict(comparison.ways),
         Text(),
         *_falling(comparison.calls),
@@ -71,9 +71,10 @@ def _bar(way: Way, longest_s: float) -> Text:
 
 
 def _verdict(ways: Sequence[Way]) -> Text:
-    *others, best = ways
-    said = ", ".join(f"{way.cost.time_s / best.cost.time_s:.1f} × as fast as the {way.name}" for way in others)
-    return Text(f"The program: {said}", "bold")
+    loop, parallel, one = (way.cost.time_s for way in ways)
+    return Text(
+        f"The program was {loop / one:.1f} × as fast as the loop, {parallel / one:.1f} × as fast as parallel calls", "bold"
+    )
 
 
 def _falling(calls: Sequence[ToolCall]) -> list[Text]:
