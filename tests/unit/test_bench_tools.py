@@ -96,7 +96,7 @@ def test_the_model_is_told_every_tool_in_both_ways():
         tools = kind()
         for name in tools.tools():
             assert f'"name":"{name}"' in prompts.for_calls(tools)
-            assert f"async def {name}(" in prompts.for_programs(tools)
+            assert f"async def {name.rpartition('.')[2]}(" in prompts.for_programs(tools)
 
 
 @pytest.mark.parametrize("name", ["settings", "largest-log", "broken-links", "plan-review"])

@@ -1,7 +1,7 @@
 """The file system of a small project: folders, texts, tables, logs. Not the machine's: it is in memory."""
 
 import hashlib
-from typing import ClassVar, TypedDict
+from typing import ClassVar, Literal, TypedDict
 
 from onetrip import tool
 from trips.sets.base import NotFoundError, ToolSet, roll
@@ -9,7 +9,7 @@ from trips.sets.base import NotFoundError, ToolSet, roll
 
 class Entry(TypedDict):
     path: str
-    kind: str  # "file" or "folder"
+    kind: Literal["file", "folder"]
 
 
 class Status(TypedDict):

@@ -1,12 +1,14 @@
 """A shop that sells camping gear: products, stock, suppliers, customers, orders."""
 
-from typing import ClassVar, TypedDict, TypeVar
+from typing import ClassVar, Literal, TypedDict, TypeVar, get_args
 
 from onetrip import tool
 from trips.sets.base import NotFoundError, ToolSet, roll
 
 PAGE = 6
 T = TypeVar("T")
+Tier = Literal["basic", "silver", "gold"]
+OrderStatus = Literal["open", "shipped", "delivered", "returned"]
 
 
 class ProductName(TypedDict):
@@ -46,14 +48,14 @@ class Supplier(TypedDict):
 class Customer(TypedDict):
     customer_id: str
     name: str
-    tier: str  # "basic", "silver" or "gold"
+    tier: Tier
     country: str
 
 
 class OrderName(TypedDict):
     order_id: str
     placed: str  # a day, such as 2026-03-14
-    status: str  # "open", "shipped", "delivered" or "returned"
+    status: OrderStatus
 
 
 class OrderItem(TypedDict):
@@ -65,7 +67,7 @@ class Order(TypedDict):
     order_id: str
     customer_id: str
     placed: str
-    status: str
+    status: OrderStatus
     items: list[OrderItem]
 
 
@@ -94,6 +96,7 @@ _CATALOGUE = {
     "lights": ["Glow 100", "Glow 300", "Headbeam", "String of Stars", "Beacon"],
     "bags": ["Daypack 20", "Trek 45", "Trek 65", "Dry Sack", "Duffel 90", "Hip Pouch", "Cart"],
 }
+_STATUSES: list[OrderStatus] = ["open", "shipped", "delivered", "delivered", "returned"]  # half of them are delivered, almost
 _COUNTRIES = ["DE", "FR", "PL", "SE", "IT"]
 _ZONES = {"DE": 1, "FR": 2, "PL": 2, "IT": 3, "SE": 3}
 _NAMES = [
@@ -133,7 +136,7 @@ def _orders(skus: list[str]) -> dict[str, Order]:
             "order_id": order_id,
             "customer_id": f"C{1 + (number - 1) % 8}",
             "placed": f"2026-{1 + number // 8:02}-{1 + roll(28, order_id, 'day'):02}",
-            "status": ["open", "shipped", "delivered", "delivered", "returned"][roll(5, order_id, "status")],
+            "status": _STATUSES[roll(5, order_id, "status")],
             "items": [{"sku": sku, "quantity": 1 + roll(3, order_id, sku)} for sku in chosen],
         }
     return found
@@ -207,7 +210,7 @@ class Shop(ToolSet):
         return {
             "customer_id": customer_id,
             "name": _NAMES[int(customer_id[1:]) - 1],
-            "tier": ["basic", "silver", "gold"][roll(3, customer_id, "tier")],
+            "tier": get_args(Tier)[roll(3, customer_id, "tier")],
             "country": _COUNTRIES[roll(5, customer_id, "country")],
         }
 
