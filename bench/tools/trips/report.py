@@ -3,6 +3,8 @@
 import dataclasses
 import itertools
 import json
+import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -51,7 +53,8 @@ def notes(assumptions: Assumptions, where: str) -> list[str]:
         "counted once. Read: what all inferences read, each the whole conversation again. Ratio: time beside the parallel "
         "batches."
     )
-    return [model, tools, words]
+    load = f"{time.strftime('%Y-%m-%d', time.gmtime())}; load {os.getloadavg()[0]:.1f} on {os.cpu_count()} CPUs at the end."
+    return [model, tools, words, load]
 
 
 def beaten(measured: Sequence[Measured]) -> str:
