@@ -21,8 +21,8 @@ import msgspec
 
 from onetrip import model, wire
 from onetrip.errors import BadRequest, Conflict
-from onetrip.guards import Guard
-from onetrip.model import PendingCall, Tool, ToolAnswer, ToolCall, ToolFailure, ToolRequest
+from onetrip.guards import Guard, GuardLimits
+from onetrip.model import PendingCall, SessionSpec, Tool, ToolAnswer, ToolCall, ToolFailure, ToolRequest
 from onetrip.schemas import Validator
 from onetrip.seam import Ask
 
@@ -33,6 +33,7 @@ LEDGER_CALLS: Final = 10_000  # that a result tells one by one
 LEDGER_BYTES: Final = 4096  # of the arguments that it repeats
 LEDGER_TOTAL_BYTES: Final = 4 << 20
 PREVIEW_CHARS: Final = 200
+PROGRAMS: Final = 10  # whose calls a session may make at least
 CANCEL_S: Final = 1.0  # for a tool to notice that it is cancelled; then it is left to itself
 EVENT_BYTES: Final = 512  # what an event costs beside its content
 _encoder: Final = msgspec.json.Encoder(order="sorted")
@@ -47,6 +48,12 @@ class Binding:
         self.tools: dict[str, Tool] = {tool.name: tool for tool in tools}
         self.ask, self.wait_s, self.guard = ask, wait_s, guard
         self._validators: dict[str, Validator] = {}
+
+    @classmethod
+    def of(cls, spec: SessionSpec, ask: Ask | None) -> "Binding":
+        """For a session, or a one-shot, that is made of this."""
+        calls = max(GuardLimits().session_calls, PROGRAMS * spec.limits.tool_calls)
+        return cls(spec.tools, ask, wait_s=spec.wait_s, guard=Guard(GuardLimits(session_calls=calls)))
 
     def with_tools(self, tools: Sequence[Tool]) -> "Binding":
         """The same with more tools, for one run; of two with one name the later is meant."""

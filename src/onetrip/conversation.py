@@ -18,6 +18,9 @@ from onetrip.tiers.base import Sandbox
 PACKETS_AT_ONCE: Final = 16  # at most 1 MiB; decoding them takes about a millisecond
 MAX_LAST_PACKETS: Final = 512  # more than fit into the socket's buffer, net.core.rmem_default
 MOVE_S: Final = 10.0  # for the guest to fork; milliseconds when nothing is wrong
+_CALL: Final = b'{"kind": "tool_call"'
+_PREFIX_BYTES: Final = 9  # of a first packet, before its header
+_LOOK_BYTES: Final = _PREFIX_BYTES + len(_CALL)
 _SENDER_BYTES: Final = socket.CMSG_SPACE(12)  # struct ucred
 
 
@@ -162,8 +165,10 @@ class Conversation:
 
     def _readable(self) -> None:
         for _ in range(PACKETS_AT_ONCE):  # then it is the others' turn: a guest can send faster than we decode
-            self._before_packet()
             try:
+                # A call need not be in order with what is printed, as a display must be; to look costs less than to drain two pipes.
+                if not self._sandbox.channel.recv(_LOOK_BYTES, socket.MSG_PEEK).startswith(_CALL, _PREFIX_BYTES):
+                    self._before_packet()
                 sender: list[tuple[int, int, bytes]] = []
                 if self.protocol.state == "moving":
                     packet, sender, _flags, _address = self._sandbox.channel.recvmsg(wire.PACKET_BYTES + 1, _SENDER_BYTES)

@@ -16,7 +16,6 @@ from onetrip import checks, environments, preload, sessions
 from onetrip.calls import Binding
 from onetrip.errors import Conflict, NotFound, SandboxFailed, SessionGone
 from onetrip.files import Workspace
-from onetrip.guards import Guard
 from onetrip.localfiles import LocalFiles
 from onetrip.model import Cell, Done, Event, Level, Rewound, SessionSpec, Support, ToolAnswer
 from onetrip.pool import Pool
@@ -110,7 +109,7 @@ class LocalEngine:
         elif spec.checkpoints:
             worker.note = f"no checkpoint: the session asked for {spec.threads} threads, which do not survive a fork"
         session_id = session_id or new_session_id()
-        self._sessions[session_id] = Session(spec, worker, Binding(spec.tools, ask, wait_s=spec.wait_s, guard=Guard()))
+        self._sessions[session_id] = Session(spec, worker, Binding.of(spec, ask))
         return session_id
 
     async def attach(self, session_id: str) -> str:
@@ -246,7 +245,7 @@ class LocalEngine:
             queue_ms += (queued - asked) * 1e3
             events = worker.execute(
                 cell, spec.limits, run_id, session_id=None, queue_ms=queue_ms, start_ms=(started - queued) * 1e3,
-                binding=Binding(spec.tools, ask, wait_s=spec.wait_s, guard=Guard()).with_tools(cell.tools),
+                binding=Binding.of(spec, ask).with_tools(cell.tools),
             )  # fmt: skip
             async with self._running(run_id, worker), contextlib.aclosing(events):
                 async for event in events:
@@ -277,7 +276,7 @@ class LocalEngine:
         worker = self._runs.get(run_id)
         if worker is None:
             raise NotFound(f"no run {run_id[:60]!r} waits for answers")
-        worker.answer(answers)
+        worker.calls.answer(answers)
 
     async def follow(self, run_id: str) -> AsyncGenerator[Event]:
         """See `seam.Engine`. The events of a run are those of whoever began it."""

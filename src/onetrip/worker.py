@@ -36,6 +36,7 @@ from onetrip.watchdog import Watchdog
 
 READY_S: Final = 30.0  # from the fork to the guest's first word
 EXIT_S: Final = 10.0  # from the end of the channel to the news of the exit status
+TELL_S: Final = 0.005  # until events of calls are passed on
 GRACE_S: Final = 1.0  # between the interrupt and the kill
 _MIB: Final = 1 << 20
 
@@ -163,7 +164,7 @@ class Worker:
         run = self._begin(cell, limits, run_id)
         binding = binding or Binding((), None, wait_s=0.0)
         calls = self._calls = Calls(
-            run_id, session_id, binding, limits.tool_calls, send=self._send_result, tell=self._queue,
+            run_id, session_id, binding, limits.tool_calls, send=self._send_result, tell=self._tell_call,
             over_limit=lambda: self._stop("tool_calls", False), on_waiting=self._waits,
         )  # fmt: skip
         if self.timeline is not None:
@@ -274,17 +275,23 @@ class Worker:
             self.talk.post(self.talk.protocol.tool_result(number, failed=failed, body=body))
 
     def _waits(self, waiting: bool) -> None:
-        """The wall clock stands still while the program waits for its caller."""
         if self._run is not None and self._run.stopped is None:
             (self._wall.stand if waiting else self._wall.go_on)()
             self.watchdog.wait(self._run.limits, waiting=waiting)
             self.talk.wake()
 
-    def answer(self, answers: Sequence[ToolAnswer]) -> None:
-        """Answer calls that the open run waits for. Raises BadRequest, Conflict; then none is taken."""
+    def _tell_call(self, event: Event, size: int) -> None:
+        """Like `_queue`, but to wake the consumer for each costs as much as the call."""
+        if not self._events:
+            asyncio.get_running_loop().call_later(TELL_S, self.talk.wake)
+        self._events.add(event, size)
+
+    @property
+    def calls(self) -> Calls:
+        """Those of the open run. Raises Conflict when there is none."""
         if self._calls is None:
             raise Conflict("this run does not wait for answers any more")
-        self._calls.answer(answers)
+        return self._calls
 
     async def aclose(self) -> None:
         """End the sandbox and everything in it. Blocks until that is certain."""

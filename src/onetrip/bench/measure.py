@@ -19,7 +19,7 @@ from onetrip import environments
 from onetrip.errors import BadRequest, OnetripError
 from onetrip.model import Isolation
 
-from . import branches, conditions, http, others, report, undo
+from . import branches, conditions, http, others, report, tool_calls, undo
 from .branches import Branches
 from .figures import Figure, of_samples, ratio
 from .http import Http
@@ -27,6 +27,7 @@ from .others import Alternative, Skipped
 from .ours import BARE, CELL, PANDAS, PRINT_BYTES, PRINT_LINES, PRINT_ONCE, Ours
 from .peers import Echo, ForkServer
 from .progress import Progress
+from .tool_calls import ToolCalls
 from .undo import THINK_S, Rewrite, Undo
 
 ECHO_BYTES: Final = 100  # about what an `Execute` and a `Done` of a small cell have
@@ -48,6 +49,8 @@ class Size:
     rewrite_mb: int
     branches: int
     http_sessions: int  # live at once
+    tool_calls: int  # per round, one after another
+    tools_at_once: int
 
 
 FULL: Final = Size(
@@ -63,6 +66,8 @@ FULL: Final = Size(
     rewrite_mb=500,
     branches=100,
     http_sessions=1000,
+    tool_calls=40,
+    tools_at_once=tool_calls.PARALLEL,
 )
 QUICK: Final = Size(
     rounds=2,
@@ -77,6 +82,8 @@ QUICK: Final = Size(
     rewrite_mb=50,
     branches=10,
     http_sessions=10,
+    tool_calls=20,
+    tools_at_once=50,
 )
 
 
@@ -144,10 +151,11 @@ async def run(size: Size, name: str) -> Outcome:
             undoing = await closing.enter_async_context(Undo(ours.asynchronous, name))
             web = await closing.enter_async_context(Http(name))
             helpers |= web.pids
+            calling = await closing.enter_async_context(ToolCalls(ours.asynchronous, name))
             branching = await closing.enter_async_context(Branches(ours.asynchronous, name, helpers))
             batches = _batches(ours, forks[0], bare, echo, alternatives, size, taken)
             batches += _undo_batches(undoing, branching, size, taken)
-            batches += _http_batches(web, size, taken)
+            batches += [*_http_batches(web, size, taken), *_tool_batches(calling, size, taken)]
             for at in range(size.rounds):
                 progress.step("taking turns", at, size.rounds)
                 for every, batch in batches if at % 2 == 0 else reversed(batches):
@@ -259,6 +267,19 @@ def _http_batches(web: Http, size: Size, taken: Taken) -> list[Batch]:
     return [(1, cells), (1, oneshots), (1, files)]
 
 
+def _tool_batches(calling: ToolCalls, size: Size, taken: Taken) -> list[Batch]:
+    samples = taken.samples
+
+    async def one_by_one() -> None:
+        samples["tool_call"] += await calling.one_by_one("plus_one", size.tool_calls)
+        samples["tool_call_sync"] += await calling.one_by_one("plus_one_blocking", size.tool_calls)
+
+    async def beside_each_other() -> None:
+        samples["tool_parallel"].append(await calling.beside_each_other(size.tools_at_once))
+
+    return [(1, one_by_one), (1, beside_each_other)]
+
+
 async def _large(rewriting: Rewrite, branching: Branches, size: Size, taken: Taken, *, undo_first: bool) -> None:
     for has_undo in (undo_first, not undo_first):
         key = "rewrite_undo" if has_undo else "rewrite"
@@ -365,6 +386,7 @@ def _figures(taken: Taken, size: Size) -> tuple[Figure, ...]:
             "100 bytes each, block-buffered: the limit",
         ),
         of_samples("print_lines", "a cell prints 10 MB in lines", "MB/s", taken.samples["print_lines"], "streamed as they come"),
+        *tool_calls.figures(taken.samples, size.tools_at_once),
         *http.figures(taken.samples, size.http_sessions, fork_rate),
     ]
     return tuple(figure for figure in wanted if figure is not None)
