@@ -10,22 +10,48 @@ import errno
 import os
 import secrets
 import stat
-from collections.abc import Generator, Mapping, Sequence
-from typing import Final, Self
+import struct
+from collections.abc import Callable, Generator, Sequence
+from typing import Final, Self, cast
 
 import msgspec
 
 from .beneath import NO_SYMLINKS, Owner, as_owner, open_beneath, printable, walk
 from .errors import BadRequest, NotFound, PlatformError, WorkspaceFull
 from .model import FileChange, FileInfo
+from .rows import Rows
 
 MAX_PATH_BYTES: Final = 1024
 MAX_NAME_BYTES: Final = 255  # NAME_MAX
 MAX_ENTRIES: Final = 10_000  # of a listing; a sandbox can hold more inodes than anybody wants to read
 MAX_READ_BYTES: Final = 512 << 20
+_STAMP: Final = struct.Struct("=QqqQ")  # size, mtime, ctime, inode
 
 
-Snapshot = Mapping[bytes, tuple[int, int, int, int]]  # raw path → (size, mtime, ctime, inode)
+class Snapshot:
+    """Regular files with what tells a change of each, in two blocks of memory; `rows` tells why."""
+
+    __slots__ = ("_paths", "_stamps")
+
+    def __init__(self) -> None:
+        self._paths = bytearray()  # each ended by a zero byte, which no path has
+        self._stamps = Rows(_STAMP)
+
+    def __len__(self) -> int:
+        return len(self._stamps)
+
+    def add(self, path: bytes, status: os.stat_result) -> None:
+        self._paths += path
+        self._paths.append(0)
+        self._stamps.append((status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino))
+
+    def index(self) -> dict[bytes, int]:
+        """Raw path → row, for `stamp`. Made anew, and not to be kept."""
+        return {path: row for row, path in enumerate(bytes(self._paths).split(b"\0")[:-1])}
+
+    def stamp(self, row: int) -> tuple[int, int, int, int]:
+        """What is another after each change; the first is the size."""
+        return cast("tuple[int, int, int, int]", self._stamps[row])
 
 
 class Workspace:
@@ -84,8 +110,13 @@ class Workspace:
 
     def list(self) -> list[FileInfo]:
         """Regular files, by path; at most `MAX_ENTRIES`."""
-        found = self.snapshot()
-        return [FileInfo(printable(path), size, mtime) for path, (size, mtime, _, _) in sorted(found.items())]
+        found: dict[bytes, FileInfo] = {}
+
+        def add(path: bytes, status: os.stat_result) -> None:
+            found[path] = FileInfo(printable(path), status.st_size, status.st_mtime_ns)
+
+        self._visit(add)
+        return [found[path] for path in sorted(found)]
 
     def delete(self, path: str) -> None:
         """Remove one file or link (not what it points to), or an empty folder."""
@@ -101,8 +132,14 @@ class Workspace:
                 os.close(folder)
 
     def snapshot(self) -> Snapshot:
-        """Every regular file with what tells a change, found by a walk that follows no link."""
-        found: dict[bytes, tuple[int, int, int, int]] = {}
+        """Every regular file with what tells a change; at most `MAX_ENTRIES`."""
+        found = Snapshot()
+        self._visit(found.add)
+        return found
+
+    def _visit(self, visit: Callable[[bytes, os.stat_result], None]) -> None:
+        """Call for every regular file, found by a walk that follows no link, until there were `MAX_ENTRIES`."""
+        left = MAX_ENTRIES
         with as_owner(self.owner):
             try:
                 root = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.fd)
@@ -111,14 +148,14 @@ class Workspace:
                 try:
                     root = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.fd)
                 except PermissionError:  # and does it again and again: then there is nothing to see
-                    return found
+                    return
             with contextlib.closing(walk(root)) as entries:
                 for _, path, status in entries:
                     if stat.S_ISREG(status.st_mode):
-                        found[path] = (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
-                        if len(found) >= MAX_ENTRIES:
+                        visit(path, status)
+                        left -= 1
+                        if not left:
                             break
-        return found
 
     def top_moment(self) -> tuple[int, int]:
         """When the top folder last changed. A workspace without files and folders cannot get any without that."""
@@ -197,8 +234,8 @@ class Changes:
 
     def __init__(self, workspace: Workspace) -> None:
         self._workspace = workspace
-        self._snapshot: Snapshot = {}
-        self._top_moment = (0, 0)
+        self._snapshot = Snapshot()
+        self._top_moment: tuple[int, int] = (0, 0)
 
     def begin(self) -> None:
         """The workspace is empty."""
@@ -219,18 +256,23 @@ class Changes:
         self._snapshot, self._top_moment = now, top_moment
         return changes
 
+    def forget(self) -> None:
+        """Nobody will look again."""
+        self._snapshot = Snapshot()
+
 
 def diff(before: Snapshot, after: Snapshot) -> tuple[FileChange, ...]:
     """What was created, modified and deleted between two snapshots, by path."""
+    old, new = before.index(), after.index()
     changes: list[FileChange] = []
-    for path in sorted(before.keys() | after.keys()):
-        old, new = before.get(path), after.get(path)
-        if old == new:
-            continue
-        if new is None:
+    for path in sorted(old.keys() | new.keys()):
+        was, now = old.get(path), new.get(path)
+        if now is None:
             changes.append(FileChange(printable(path), 0, "deleted"))
-        else:
-            changes.append(FileChange(printable(path), new[0], "created" if old is None else "modified"))
+        elif was is None:
+            changes.append(FileChange(printable(path), after.stamp(now)[0], "created"))
+        elif before.stamp(was) != after.stamp(now):
+            changes.append(FileChange(printable(path), after.stamp(now)[0], "modified"))
     return tuple(changes)
 
 

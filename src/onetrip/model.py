@@ -138,13 +138,13 @@ class LimitHit(msgspec.Struct, frozen=True):
     unit: str
 
 
-class FileChange(msgspec.Struct, frozen=True):
+class FileChange(msgspec.Struct, frozen=True, gc=False):
     path: str  # relative to the workspace
     size: int
     change: Literal["created", "modified", "deleted"]
 
 
-class FileInfo(msgspec.Struct, frozen=True):
+class FileInfo(msgspec.Struct, frozen=True, gc=False):
     """A file of a session, as a listing has it."""
 
     path: str  # relative to the workspace

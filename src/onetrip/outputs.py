@@ -89,8 +89,13 @@ class Outputs:
         self.resume()
 
     def end(self) -> None:
-        """The run is over. Listening goes on until the first byte that nobody waits for: a quiet program costs no system call."""
+        """The run is over, and its text is not asked for again.
+
+        Listening goes on until the first byte that nobody waits for: a quiet program costs no system call.
+        """
         self._running = False
+        for pipe in self._pipes:
+            pipe.renew()  # a session may be idle for long, and a worker that was closed wait for the collector
 
     def resume(self) -> None:
         for pipe in self._pipes:

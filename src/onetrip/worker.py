@@ -304,6 +304,7 @@ class Worker:
         if self.timeline is not None:
             await self.timeline.aclose()
         self.outputs.close()
+        self.changes.forget()  # callbacks and what they call refer to each other: it is a while until the collector finds us
         await self.sandbox.aclose()
         if self.exit is None:  # a sandbox that was given back is no longer told about
             self._on_exit(Exit(signal=signal.SIGKILL))

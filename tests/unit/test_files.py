@@ -5,8 +5,10 @@ import os
 import shutil
 import socket
 import stat
+import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -15,7 +17,7 @@ from hypothesis import strategies as st
 from onetrip import files
 from onetrip.beneath import MAX_DEPTH
 from onetrip.errors import BadRequest, NotFound, OnetripError, PlatformError, WorkspaceFull
-from onetrip.files import FileChange, Workspace, diff
+from onetrip.files import FileChange, Snapshot, Workspace, diff
 
 FOREIGN = 0x7000_0001  # an owner that is nobody: as the sandboxes of root have
 OWNERS = [
@@ -376,6 +378,30 @@ def test_changes_are_created_modified_and_deleted(workspace, folder):
         FileChange("new/file", 5, "created"),
         FileChange("rewritten", 1, "modified"),
     )
+
+
+@pytest.mark.spec("CEL-11")
+def test_a_time_that_64_bits_do_not_hold_is_a_change_like_any_other(folder):
+    def snapshot(mtime_ns):
+        status = os.stat(folder)
+        numbers = {"st_size": 1, "st_mtime_ns": mtime_ns, "st_ctime_ns": status.st_ctime_ns, "st_ino": (1 << 64) - 1}
+        found = Snapshot()
+        found.add(b"a", SimpleNamespace(**numbers))
+        return found
+
+    for mtime_ns in (-1, 1 << 63, 10**25):
+        assert diff(snapshot(0), snapshot(mtime_ns)) == (FileChange("a", 1, "modified"),)
+        assert diff(snapshot(mtime_ns), snapshot(mtime_ns)) == ()
+
+
+def test_what_is_known_of_many_files_is_few_objects(workspace, folder):
+    for number in range(2000):
+        (folder / f"file {number}").touch()
+    workspace.snapshot()
+    before = sys.getallocatedblocks()
+    found = workspace.snapshot()
+    assert len(found) == 2000
+    assert sys.getallocatedblocks() - before < 200
 
 
 @pytest.mark.spec("CEL-11", "ISO-13")

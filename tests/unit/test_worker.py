@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import socket
+import sys
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -773,6 +774,27 @@ def test_only_the_cells_own_changes_are_listed(play):
             await sandbox.done(message.run)
 
         assert result_of(await perform(one, sandbox, quiet)).files == ()
+
+    play(test)
+
+
+def test_a_worker_that_was_closed_holds_neither_the_text_nor_the_list_of_files(play):
+    async def test(one, sandbox):
+        async def script(sandbox, message):
+            for number in range(2000):
+                (sandbox.folder / f"file {number}").touch()
+            sandbox.print("text")
+            await sandbox.done(message.run)
+
+        before = sys.getallocatedblocks()
+        result = result_of(await perform(one, sandbox, script, final=True))
+        assert (result.stdout, len(result.files)) == ("text", 2000)
+        del result
+        assert one._outputs.text("stdout") == ""
+        await one.aclose()
+        # As long as the garbage collector does not find the worker, whose parts refer to each other.
+        assert len(one._changes._snapshot) == 0
+        assert sys.getallocatedblocks() - before < 2000
 
     play(test)
 
