@@ -18,7 +18,20 @@ from typing import Final
 from onetrip.beneath import NO_SYMLINKS, by_fd, held, open_beneath, open_held, printable
 from onetrip.copies import Copies, Copy
 from onetrip.removal import empty_folder
-from onetrip.shots import CLOCK, MAX_NAMED, Kept, Look, Restored, Seen, Shot, first_names, is_settled, look, seen_of, shut
+from onetrip.shots import (
+    CLOCK,
+    MAX_NAMED,
+    Kept,
+    Listing,
+    Restored,
+    Seen,
+    Shot,
+    first_names,
+    is_settled,
+    look,
+    seen_of,
+    shut,
+)
 
 CHANGE_MODE: Final = 0o700  # what changing a folder needs of its owner's bits
 MAX_LOOKS: Final = 4  # each finds as many new files as a shot may have; a program that makes more keeps some
@@ -43,7 +56,7 @@ class Rewind:
         self._max_files = max_files
         self._always = always
         self._same = same_workspace
-        self._here: dict[bytes, Seen] = {}  # what is in the workspace and may stay
+        self._here = Listing()  # what is in the workspace and may stay
         self._closed: dict[bytes, int] = {}
         self._strays: dict[int, bytes] = {}  # inode → the name in the workspace itself under which a renamed file waits
         self._asides: set[bytes] = set()  # all such names
@@ -57,7 +70,7 @@ class Rewind:
         self._workspace = workspace
         try:
             self._clear()
-            folders = [path for path, kept in self._shot.entries.items() if stat.S_ISDIR(kept.seen.mode)]
+            folders = [path for path, kept in self._shot.entries.each() if stat.S_ISDIR(kept.seen.mode)]
             for path in sorted(folders):
                 if path not in self._here:
                     self._attempt(path, self._make_folder)
@@ -89,13 +102,13 @@ class Rewind:
             found = look(self._workspace, self._max_files, CHANGE_MODE)
             self._failed.clear()
             self._closed = found.closed | self._closed
-            self._here = dict(found.entries)
+            self._here = found.entries
+            self._forget_parent()
+            self._set_strays_aside()
             if not found.whole:
                 self._look_for_the_rest()
-            self._forget_parent()
-            self._set_strays_aside(found)
             gone: set[bytes] = set()
-            for path in sorted(path for path, seen in self._here.items() if self._is_unwanted(path, seen)):
+            for path in sorted(path for path, seen in self._here.each() if self._is_unwanted(path, seen)):
                 if path.rpartition(b"/")[0] not in gone:
                     self._attempt(path, self._remove)
                 if path not in self._failed:
@@ -116,7 +129,7 @@ class Rewind:
                 self._here[path] = seen_of(status, target)
 
     def _is_unwanted(self, path: bytes, seen: Seen) -> bool:
-        kept = self._shot.entries.get(path)
+        kept = self._shot.entries.find(path)
         if kept is None:
             return self._shot.whole and path not in self._asides
         if stat.S_IFMT(seen.mode) != stat.S_IFMT(kept.seen.mode):
@@ -126,21 +139,26 @@ class Rewind:
             return not self._same or (kept.copy is not None and seen.inode != kept.copy.stamp[0])
         return stat.S_ISLNK(seen.mode) and seen.target != kept.seen.target
 
-    def _set_strays_aside(self, found: Look) -> None:
+    def _set_strays_aside(self) -> None:
         """Keep a file of the shot that has another name, for processes that hold it open: as log files are when they rotate."""
         if not self._same:
             return
-        wanted = {kept.copy.stamp[0] for kept in self._shot.entries.values() if kept.copy} - self._strays.keys()
-        regular = {path: seen for path, seen in found.entries.items() if stat.S_ISREG(seen.mode) and seen.inode in wanted}
-        unwanted = {path: seen for path, seen in regular.items() if self._is_unwanted(path, seen)}
-        placed = {seen.inode for path, seen in regular.items() if path not in unwanted}
-        for path, seen in unwanted.items():
-            if seen.inode not in placed:
-                placed.add(seen.inode)
+        wanted = {kept.copy.stamp[0] for _, kept in self._shot.entries.each() if kept.copy} - self._strays.keys()
+        unwanted: dict[bytes, int] = {}
+        placed: set[int] = set()
+        for path, seen in self._here.each():
+            if stat.S_ISREG(seen.mode) and seen.inode in wanted:
+                if self._is_unwanted(path, seen):
+                    unwanted[path] = seen.inode
+                else:
+                    placed.add(seen.inode)
+        for path, inode in unwanted.items():
+            if inode not in placed:
+                placed.add(inode)
                 aside = f".restored-{secrets.token_hex(8)}".encode()
                 with contextlib.suppress(OSError):  # then it comes back as another inode
                     os.rename(path.rpartition(b"/")[2], aside, src_dir_fd=self._folder_of(path), dst_dir_fd=self._workspace)
-                    self._strays[seen.inode] = aside
+                    self._strays[inode] = aside
                     self._asides.add(aside)
                     self._changed.add(path)
                     del self._here[path]
@@ -163,7 +181,7 @@ class Rewind:
     # ------------------------------------------------------------------------------------------------ what has to come back
 
     def _growth(self, path: bytes) -> tuple[int, bytes]:
-        kept, here = self._shot.entries[path], self._here.get(path)
+        kept, here = self._shot.entries[path], self._here.find(path)
         return (kept.copy.room_bytes if kept.copy else 0) - (here.data_bytes if here else 0), path
 
     def _make_folder(self, path: bytes) -> None:
@@ -173,7 +191,7 @@ class Rewind:
             self._failed[path] = why
 
     def _bring_back(self, path: bytes) -> None:
-        kept, here = self._shot.entries[path], self._here.get(path)
+        kept, here = self._shot.entries[path], self._here.find(path)
         if stat.S_ISLNK(kept.seen.mode):
             self._bring_back_link(path, kept.seen, here)
         elif kept.copy is None:

@@ -23,7 +23,7 @@ import stat
 import threading
 import time
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from pathlib import Path
 from typing import Final
 
@@ -32,7 +32,7 @@ import msgspec
 from onetrip.beneath import Owner, as_owner, held, open_held
 from onetrip.copies import Copies, Copy, NotCopied
 from onetrip.rewind import Rewind
-from onetrip.shots import CLOCK, Kept, Look, Restored, Seen, Shot, first_names, is_settled, look, seen_of, shut
+from onetrip.shots import CLOCK, Entries, Kept, Look, Restored, Seen, Shot, first_names, is_settled, look, seen_of, shut
 
 LOOK_MODE: Final = 0o500  # what looking into a folder needs of its owner's bits
 MAX_REASONS: Final = 5
@@ -75,7 +75,7 @@ class Shelf:
                 with as_owner(owner):
                     found = look(workspace_fd, self._max_files, LOOK_MODE)
             except OSError as err:
-                shot = Shot({}, False, (".",), 1, f"the workspace cannot be opened: {err.strerror}")
+                shot = Shot(Entries(self._copies), False, (".",), 1, f"the workspace cannot be opened: {err.strerror}")
                 self._shots.add(shot)
                 return shot
             try:
@@ -103,6 +103,7 @@ class Shelf:
                     )
                 )
             finally:
+                shot.entries.forget_index()
                 shut(workspace_fd, found.closed)
 
     def restore(self, workspace_fd: int, shot: Shot, *, owner: Owner | None, always: Collection[str] | None = ()) -> Restored:
@@ -161,42 +162,55 @@ class Shelf:
         with self._lock:
             if shot not in self._shots:
                 raise ValueError("this shot is not on the shelf")
-            with as_owner(owner):
-                return rewind.run(workspace_fd)
+            try:
+                with as_owner(owner):
+                    return rewind.run(workspace_fd)
+            finally:
+                shot.entries.forget_index()
 
     def _record(self, workspace: int, owner: Owner | None, found: Look, before: Shot | None, always: frozenset[bytes]) -> Shot:
-        old: Mapping[bytes, Kept] = before.entries if before is not None and before in self._shots else {}
-        entries: dict[bytes, Kept] = {}
-        by_inode: dict[int, Copy] = {}
-        open_cases: list[tuple[int, bytes]] = []
-        for path, seen in found.entries.items():
-            known = old.get(path)
+        old = before.entries if before is not None and before in self._shots else Entries(self._copies)
+        entries = self._entries(workspace, owner, found, old, always)
+        for listing in (found.entries, old):
+            listing.forget_index()
+        shot = _shot(entries, found)
+        for copy in shot.copies():
+            copy.users += 1
+        self._shots.add(shot)
+        return shot
+
+    def _entries(self, workspace: int, owner: Owner | None, found: Look, old: Entries, always: frozenset[bytes]) -> Entries:
+        entries = Entries(self._copies)
+        by_inode: dict[int, Copy] = {}  # of files with more names than one
+        open_cases: list[bytes] = []
+        for path, row in found.entries.index().items():
+            if path not in always and entries.take_over(path, row, found.entries, old):
+                continue
+            seen, known = found.entries.seen(row), old.find(path)
             if not stat.S_ISREG(seen.mode):
                 why = found.blind.get(path) or ("" if stat.S_IFMT(seen.mode) in (stat.S_IFDIR, stat.S_IFLNK) else NO_CONTENT)
-                entries[path] = known if known and known.seen == seen and known.why == why else Kept(seen, why=why)
+                entries.add(path, Kept(seen, why=why))
             elif known and known.copy and known.is_surely(seen) and path not in always:
-                entries[path] = known
-                by_inode[seen.inode] = known.copy
+                entries.add(path, known)
+                if seen.links > 1:
+                    by_inode[seen.inode] = known.copy
             else:
-                open_cases.append((seen.data_bytes, path))
+                open_cases.append(path)
         problem = ""
         if open_cases:
             try:
                 self._copies.prepare()
             except OSError as err:
                 problem = _disk_words(err)
-        open_cases.sort()  # so what does not fit is the largest
+        open_cases.sort()
+        open_cases.sort(key=lambda path: found.entries[path].data_bytes)  # so what does not fit is the largest
         with as_owner(owner):
-            for _, path in open_cases:
+            for path in open_cases:
                 seen = found.entries[path]
-                kept = Kept(seen, why=problem) if problem else self._keep(workspace, path, seen, old.get(path), by_inode)
+                kept = Kept(seen, why=problem) if problem else self._keep(workspace, path, seen, old.find(path), by_inode)
                 if kept is not None:
-                    entries[path] = kept
-        shot = _shot(entries, found)
-        for copy in shot.copies():
-            copy.users += 1
-        self._shots.add(shot)
-        return shot
+                    entries.add(path, kept)
+        return entries
 
     def _keep(self, workspace: int, path: bytes, seen: Seen, known: Kept | None, by_inode: dict[int, Copy]) -> Kept | None:
         """The file with a copy of its content, or why it has none; None if it is gone."""
@@ -223,7 +237,8 @@ class Shelf:
             if copy is None:
                 copy = self._copies.add(fd, status.st_size)
             copy.stamp, copy.settled = stamp, is_settled(status.st_ctime_ns, looked_ns)
-            by_inode[status.st_ino] = copy
+            if status.st_nlink > 1:
+                by_inode[status.st_ino] = copy
             return Kept(seen_of(status), copy)
         except NotCopied as err:
             return Kept(seen, why=str(err))
@@ -252,8 +267,8 @@ class Shelf:
         return False
 
 
-def _shot(entries: dict[bytes, Kept], found: Look) -> Shot:
-    left_out = {path: kept.why for path, kept in entries.items() if kept.why}
+def _shot(entries: Entries, found: Look) -> Shot:
+    left_out = entries.reasons()
     reasons = [f"{count} × {why}" for why, count in Counter(left_out.values()).most_common(MAX_REASONS)]
     if not found.whole:
         reasons.append(f"more than {len(found.entries) - 1} files and folders, or too long names; the rest is not recorded")

@@ -216,8 +216,8 @@ def test_an_unchanged_workspace_costs_a_walk_and_no_copy(room, settled, work):
     assert room.restore(second).changed == ()
     assert work == {"add": 0, "equals": 0, "write": 0}
     assert room.shelf.used_bytes == used
-    assert second.copies() == first.copies()
-    assert all(second.entries[path] is kept for path, kept in first.entries.items())
+    assert set(second.copies()) == set(first.copies())
+    assert second.entries == first.entries
 
 
 def test_an_empty_workspace_opens_nothing_and_takes_no_space(room, work):
@@ -239,7 +239,7 @@ def test_a_file_that_changed_only_its_mode_is_compared_and_shared(room, settled,
         file.chmod(0o600)
     second = room.take(first)
     assert (work["add"], work["equals"]) == (1, 1)
-    assert first.copies() == second.copies()
+    assert set(first.copies()) == set(second.copies())
     room.restore(first)
     assert stat.S_IMODE(file.stat().st_mode) == 0o644
     room.restore(second)
@@ -258,7 +258,7 @@ def test_a_young_stamp_is_not_relied_upon_until_a_look_that_is_later(room, monke
     assert work["equals"] == 2
     fourth = room.take(third)
     assert (work["add"], work["equals"]) == (1, 2)
-    assert fourth.copies() == first.copies()
+    assert set(fourth.copies()) == set(first.copies())
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,9 @@
 """The files half of undo, where bytes, files, names or depth are more than are kept."""
 
+import gc
 import os
 import shutil
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -264,3 +266,52 @@ def test_a_file_in_too_many_pieces_is_left_out(room, settled, monkeypatch):
     shot = room.take()
     assert (shot.left_out, shot.why) == (("scattered",), "1 × lies in more than 10 pieces")
     assert room.shelf.used_bytes == 0
+
+
+def test_a_shot_of_many_files_is_few_objects(room):
+    with room.program():
+        for number in range(2000):
+            (room.top / f"file {number}").touch()
+    room.shelf.drop(room.take())
+    gc.collect()  # empties the interpreter's lists of free objects, too
+    before = sys.getallocatedblocks()
+    first = room.take()
+    second = room.take(first)
+    assert len(second.entries) == 2001
+    assert room.restore(second).failed == ()
+    gc.collect()
+    assert sys.getallocatedblocks() - before < 400
+
+
+@pytest.mark.parametrize("mtime_ns", [-1, (1 << 63) + 1, 10**25])
+def test_what_64_bits_do_not_hold_is_listed(mtime_ns):
+    seen = shots.Seen(stat.S_IFREG | 0o644, (1 << 64) - 1, 1 << 62, mtime_ns, 10**18 + 1, 2, 4096, b"to")
+    listing = shots.Listing()
+    listing[b"a"], listing[b"a b/\xff"] = shots.seen_of(os.stat("/")), seen
+    assert list(listing.each())[1] == (b"a b/\xff", seen)
+    assert listing[b"a b/\xff"] == seen
+    del listing[b"a"]
+    assert list(listing) == [b"a b/\xff"]
+    assert list(listing.each()) == [(b"a b/\xff", seen)]
+
+
+def test_a_copy_that_is_freed_leaves_nothing_to_the_one_that_takes_its_number(room, settled):
+    kept = room.write("kept", "as it was")
+    with room.program(), (room.top / "hole").open("wb") as file:
+        file.truncate(MIB)
+        os.pwrite(file.fileno(), b"end", MIB - 3)
+    first = room.take()
+    (room.top / "hole").unlink()
+    second = room.take(first)
+    room.shelf.drop(first)
+    empty = room.write("empty")
+    with room.program():
+        os.truncate(empty, MIB)
+    third = room.take(second)
+    assert sorted(copy.number for copy in third.copies()) == [0, 1]
+    room.write("empty", "x" * 100)
+    room.write("kept", "changed")
+    assert room.restore(third).failed == ()
+    assert empty.read_bytes() == bytes(MIB)
+    assert kept.read_text() == "as it was"
+    assert empty.stat().st_blocks == 0
