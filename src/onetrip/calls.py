@@ -67,8 +67,8 @@ class Binding:
         return Binding(tuple(self.tools.values()), self.ask, wait_s=self.wait_s, guard=guard)
 
     def catalogue(self) -> bytes:
-        """The tools as the guest is told them."""
-        return _failed.encode(list(self.tools.values()))
+        """The tools as the guest is told them; empty without any."""
+        return b"" if not self.tools else _failed.encode(list(self.tools.values()))
 
     def problem(self, tool: Tool, arguments: Any) -> str | None:
         """What is wrong with these arguments of a client tool, with its path. Whoever answers a server tool checks for itself."""

@@ -21,6 +21,7 @@ MOVE_S: Final = 10.0  # for the guest to fork; milliseconds when nothing is wron
 _CALL: Final = b'{"kind": "tool_call"'
 _PREFIX_BYTES: Final = 9  # of a first packet, before its header
 _LOOK_BYTES: Final = _PREFIX_BYTES + len(_CALL)
+_UNKNOWN: Final = b"?"  # no list of tools
 _SENDER_BYTES: Final = socket.CMSG_SPACE(12)  # struct ucred
 
 
@@ -48,6 +49,7 @@ class Conversation:
         self._outgoing: collections.deque[Iterator[bytes]] = collections.deque()  # messages; of the first, packets that are left
         self._next: bytes | None = None  # a packet of it that found no room
         self.protocol = wire.HostProtocol()
+        self._tools = b""  # that the guest knows
         self.ended: str | None = None
         self.fallen: str | None = None
 
@@ -102,6 +104,12 @@ class Conversation:
         except TimeoutError:
             return False
         return True
+
+    async def tell_tools(self, catalogue: bytes) -> None:
+        """Tell the guest what its program can call, if it does not know."""
+        if catalogue != self._tools:
+            self._tools = catalogue
+            await self.send(wire.packets(wire.Tools((catalogue,))))
 
     async def send(self, packets: Iterable[bytes], fds: Sequence[int] = ()) -> None:
         """Send all packets, `fds` with the first. Returns early when the other end is gone."""
@@ -216,6 +224,7 @@ class Conversation:
     async def start_over(self) -> None:
         """See `timeline.Link`. Everybody who could write is gone by now."""
         self._moved = self._refusal = None
+        self._tools = _UNKNOWN  # what the next process knows is as old as it is
         self._outgoing.clear()
         self._next = None
         if self.ended is None:

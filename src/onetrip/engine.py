@@ -5,15 +5,13 @@
 
 import asyncio
 import contextlib
-import ctypes
-import resource
 import secrets
 import time
 from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 from typing import Final
 
-from onetrip import checks, environments, preload, sessions
+from onetrip import checks, environments, outcomes, preload, process, sessions
 from onetrip.calls import Binding
 from onetrip.errors import Conflict, NotFound, SandboxFailed, SessionGone
 from onetrip.files import Workspace
@@ -32,7 +30,6 @@ from onetrip.worker import Worker
 BRANCHES_AT_ONCE: Final = 4  # the fork is one process's work, the rest is not
 MAX_COPIES_MB: Final = 256  # of one session's files, for all its checkpoints
 ENVIRONMENT_FRESH_S: Final = 2.0  # how long we believe what we read of an environment: reading costs more than a run
-M_ARENA_MAX: Final = -8  # malloc.h of glibc
 
 
 class LocalEngine:
@@ -47,8 +44,8 @@ class LocalEngine:
         lease_s: float = 0.0,
         run_dir: Path | None = None,
     ) -> None:
-        _raise_descriptor_limit()
-        _share_one_heap()
+        process.raise_descriptor_limit()
+        process.share_one_heap()
         self._warm, self._max_live = warm, max_live
         self._cgroup_parent, self._lease_s, self._run_dir = cgroup_parent, lease_s, run_dir
         self._tiers: dict[Level, tuple[JailTier, Pool]] = {}
@@ -208,8 +205,11 @@ class LocalEngine:
             raise Conflict("the session waits for the answers to its program's calls", hint=_ANSWER_FIRST)
         run_id = run_id or new_run_id()
         asked = time.monotonic()
-        async with self._turn(session):
+        async with self._turn(session, run_id):
             queue_ms += (time.monotonic() - asked) * 1e3
+            if session.interrupted:
+                yield Done(outcomes.never_began(run_id, session_id, queue_ms, session.spec))
+                return
             events = session.worker.execute(
                 cell, session.spec.limits, run_id, session_id=session_id, queue_ms=queue_ms, start_ms=0.0,
                 undo_errors=session.spec.on_error == "rollback", binding=session.binding and session.binding.with_tools(cell.tools),
@@ -220,16 +220,9 @@ class LocalEngine:
                         await self._lose(session, event.result.session.note or "its process ended")
                     yield event
 
-    @contextlib.asynccontextmanager
-    async def _turn(self, session: Session) -> AsyncGenerator[None]:
+    def _turn(self, session: Session, run_id: str | None = None) -> contextlib.AbstractAsyncContextManager[None]:
         """Wait for the cells before to end. Raises SessionGone."""
-        async with session.turn:
-            await session.worker.kept()
-            if session.gone is None and session.worker.ended is not None:  # between two cells
-                await self._lose(session, session.worker.ended)
-            if session.gone is not None:
-                raise SessionGone(f"the session ended: {session.gone}")
-            yield
+        return sessions.turn(session, self._lose, run_id)
 
     async def run(
         self, spec: SessionSpec, cell: Cell, files: Contents, *, run_id: str | None = None, queue_ms: float = 0.0,
@@ -267,7 +260,9 @@ class LocalEngine:
 
     async def interrupt(self, session_id: str) -> None:
         """Like Ctrl-C for what a session runs. Nothing happens where nothing runs. Raises NotFound for an unknown session."""
-        self._session(session_id).worker.interrupt()
+        session = self._session(session_id)
+        session.interrupted = session.coming_run is not None
+        session.worker.interrupt()
 
     def interrupt_run(self, run_id: str) -> None:
         """The same for one run. Nothing happens where it does not run."""
@@ -377,22 +372,6 @@ class LocalEngine:
 
 
 _ANSWER_FIRST: Final = "Answer them, or interrupt the run; then the session takes the next cell."
-
-
-def _raise_descriptor_limit() -> None:
-    """Let this process open as many files as it may: a sandbox takes up to 12, and the usual soft limit of 1,024 is soon reached."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-def _share_one_heap() -> None:
-    """Have threads that begin from now on allocate from the process's heap, instead of one of their own for each (mallopt(3)).
-
-    glibc gives back the top of a thread's own heap rarely, and not for malloc_trim(3) either: megabytes for each thread of the event loop's
-    executor that once held a large listing. Python's threads gain nothing by heaps of their own: they allocate one at a time.
-    """
-    with contextlib.suppress(AttributeError):  # a libc that has no such setting, and no such heaps
-        ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
 
 
 def _check_cell(cell: Cell) -> None:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Final, Literal, cast
 import msgspec
 
 from onetrip import wire
-from onetrip.model import DisplayData, LimitHit, LimitName, Limits, ProgramError, Status
+from onetrip.model import DisplayData, Isolation, LimitHit, LimitName, Limits, ProgramError, Result, SessionSpec, Status, Usage
 from onetrip.tiers.base import Exit
 
 MAX_ACCOUNT_BYTES: Final = 8 << 20
@@ -123,6 +123,18 @@ def from_exit(how: Exit, limits: Limits, wall_s: float, stopped: Stopped | None)
         return "failed", ProgramError("ProcessDied", f"the interpreter was killed by {name}"), None
     status = "" if how.code is None else f" with status {how.code}"  # nobody knows it of an orphan
     return "failed", ProgramError("ProcessDied", f"the interpreter ended{status} in the middle of the cell"), None
+
+
+def never_began(run_id: str, session_id: str | None, queue_ms: float, spec: SessionSpec) -> Result:
+    """The result of a run that was interrupted while it waited for its turn."""
+    return Result(
+        id=run_id,
+        session_id=session_id,
+        status="interrupted",
+        error=ProgramError("KeyboardInterrupt", "interrupted before it began"),
+        usage=Usage(queue_ms=queue_ms),
+        isolation=Isolation("jail", spec.isolation_floor, ()),
+    )
 
 
 def from_violation(what: str) -> Outcome:

@@ -8,7 +8,7 @@ siblings, but none of them the origin or its checkpoints.
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Generator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -36,6 +36,8 @@ class Session:
     origin: "Session | None" = None  # of a sibling
     siblings: set[str] = field(default_factory=set[str])
     coming: int = 0  # siblings that are on their way
+    coming_run: str | None = None  # whose turn it is, and which has not begun: it may wait for a checkpoint
+    interrupted: bool = False  # it is not to begin any more
 
     @property
     def ended(self) -> str | None:
@@ -117,6 +119,27 @@ async def _begin(worker: Worker, pristine: Sleeper, donation: Donation) -> None:
         await spawn(pristine, worker.talk, donation)
     finally:
         donation.close()
+
+
+@contextlib.asynccontextmanager
+async def turn(
+    session: Session, lose: Callable[[Session, str], Awaitable[None]], run_id: str | None = None
+) -> AsyncGenerator[None]:
+    """Wait for the cells before to end, and for what they leave behind to be kept. Raises SessionGone.
+
+    `run_id`: the cell whose turn this is. Until it begins an interrupt is meant for it, and noted in `interrupted`.
+    """
+    async with session.turn:
+        session.coming_run, session.interrupted = run_id, False
+        try:
+            await session.worker.kept()
+        finally:
+            session.coming_run = None
+        if session.gone is None and session.worker.ended is not None:  # between two cells
+            await lose(session, session.worker.ended)
+        if session.gone is not None:
+            raise SessionGone(f"the session ended: {session.gone}")
+        yield
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ import json
 import secrets
 import signal
 import time
-from collections.abc import AsyncGenerator, Awaitable, Sequence
+from collections.abc import AsyncGenerator, Awaitable
 from typing import Final
 
 import msgspec
@@ -26,7 +26,7 @@ from onetrip import files, model, outcomes, reports, wire
 from onetrip.calls import Binding, Calls
 from onetrip.conversation import Conversation
 from onetrip.errors import BadRequest, Conflict, PlatformError, SandboxFailed
-from onetrip.model import Cell, Event, Limits, Policy, Result, ToolAnswer
+from onetrip.model import Cell, Event, Limits, Policy, Result
 from onetrip.outcomes import Run, Stopped
 from onetrip.outputs import Backlog, Name, Outputs
 from onetrip.tiers.base import Exit, Sandbox
@@ -59,7 +59,6 @@ class Worker:
         self._killing: asyncio.TimerHandle | None = None  # after an interrupt
         self._run: Run | None = None
         self._calls: Calls | None = None  # of that run
-        self._told: bytes | None = None  # the tools that the guest knows
         self._cells = 0
         self._greeted = False
         self.held: tuple[str, ...] = ()
@@ -175,7 +174,7 @@ class Worker:
             source, inputs = cell.code.encode(), json.dumps(cell.inputs).encode()
             message = wire.Execute(secrets.token_hex(8), self._cells, cell.final, (source, inputs))
             if self.talk.silent is None:  # else it ended between two cells
-                await self._tell_tools(binding)
+                await self.talk.tell_tools(binding.catalogue())
                 await self.talk.send(self.talk.protocol.execute(message))
             told = 0
             while run.account is None and self.talk.silent is None:
@@ -233,7 +232,7 @@ class Worker:
     async def _move(self, moving: Awaitable[Moved]) -> Moved:
         """Let the timeline go to another point; afterwards the workspace and the guest are as they were there."""
         moved = await moving
-        self.exit = self._told = None
+        self.exit = None
         self.outputs.discard()
         self.changes.note()
         return moved
@@ -262,13 +261,6 @@ class Worker:
         self._stop("interrupt", False)
 
     # ------------------------------------------------------------------ tools
-
-    async def _tell_tools(self, binding: Binding) -> None:
-        """Tell the guest what its program can call, if it does not know."""
-        catalogue = binding.catalogue() if binding.tools else b""
-        if catalogue != (self._told or b""):
-            self._told = catalogue
-            await self.talk.send(wire.packets(wire.Tools((catalogue,))))
 
     def _send_result(self, number: int, failed: bool, body: bytes) -> None:
         if self.talk.silent is None and self.talk.protocol.state == "running":

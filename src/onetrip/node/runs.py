@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Final
 
-from onetrip import model
+from onetrip import model, outcomes
 from onetrip.engine import LocalEngine
 from onetrip.errors import Conflict, NotFound, OnetripError, PlatformError
 from onetrip.node import messages
@@ -169,12 +169,4 @@ class Runs:
 
 
 def _never_began(run: messages.Run) -> model.Result:
-    spec = run.spec or model.SessionSpec()
-    return model.Result(
-        id=run.run_id,
-        session_id=run.session_id,
-        status="interrupted",
-        error=model.ProgramError("KeyboardInterrupt", "interrupted before it began"),
-        usage=model.Usage(queue_ms=run.queue_ms),
-        isolation=model.Isolation("jail", spec.isolation_floor, ()),
-    )
+    return outcomes.never_began(run.run_id, run.session_id, run.queue_ms, run.spec or model.SessionSpec())
