@@ -11,7 +11,7 @@ from onetrip import environments
 from onetrip.errors import OnetripError
 
 README = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
-EXAMPLE, OUTPUT, BACK, BACK_OUTPUT, STREAM, CONNECT = re.findall(
+EXAMPLE, OUTPUT, TOOLS, TOOLS_OUTPUT, BACK, BACK_OUTPUT, STREAM, CONNECT = re.findall(
     r"^```(?:python|text)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL
 )
 
@@ -29,7 +29,7 @@ def run(source: str, folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("example", "output"), [(EXAMPLE, OUTPUT), (BACK, BACK_OUTPUT)], ids=["first", "going back"])
+@pytest.mark.parametrize(("example", "output"), [(EXAMPLE, OUTPUT), (TOOLS, TOOLS_OUTPUT), (BACK, BACK_OUTPUT)], ids=["first", "tools", "going back"])
 def test_the_first_examples_are_short_and_print_what_the_readme_says(tmp_path, example, output):
     assert len([line for line in example.splitlines() if line]) <= 10
     done = run(example, tmp_path)

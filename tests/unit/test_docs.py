@@ -73,7 +73,7 @@ def test_every_command_is_in_the_readme():
 def test_the_limits_of_the_readme_are_the_defaults():
     header, values = re.search(r"^\| (`wall_s`.*) \|\n\|[-|]+\|\n\| (.*) \|$", README, re.MULTILINE).groups()
     listed = dict(zip([name.strip(" `") for name in header.split("|")], map(float, values.split("|")), strict=True))
-    assert listed == {name: getattr(Limits(), name) for name in Limits.__struct_fields__ if name != "tool_calls"}
+    assert listed == {name: getattr(Limits(), name) for name in Limits.__struct_fields__}
 
 
 def test_the_exit_statuses_of_the_readme_are_those_of_run():
