@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from onetrip import wire
 from onetrip.wire import (
+    Blocked,
     Display,
     Done,
     Execute,
@@ -22,9 +23,14 @@ from onetrip.wire import (
     Ready,
     Refused,
     Shutdown,
+    ToolCall,
+    ToolDrop,
+    ToolResult,
+    Tools,
     Violation,
     packets,
 )
+from onetrip.wire.messages import GUEST_KINDS, HOST_KINDS
 
 READY = Ready(wire.VERSION, "3.11.2", ("seccomp",))
 HOST_MESSAGES = [
@@ -32,6 +38,9 @@ HOST_MESSAGES = [
     Execute("nonce", 1, False, (b"1 + 1", b"{}")),
     Execute("n", 2, True, (b"x" * 200_000, b"")),
     Shutdown(),
+    Tools((b'[{"name": "find"}]',)),
+    ToolResult("nonce", 7, False, (b"x" * 200_000,)),
+    ToolResult("nonce", 1, True, (b'{"message": "no"}',)),
 ]
 GUEST_MESSAGES = [
     READY,
@@ -39,13 +48,17 @@ GUEST_MESSAGES = [
     Display("nonce", ("text/plain", "image/png"), True, (b"x", b"\x89PNG" * 40_000)),
     Done("nonce", (b"{}",)),
     Goodbye(),
+    ToolCall("nonce", 1, "shop.find", ".1.2", 1, (b'{"name": "pen"}',)),
+    ToolDrop("nonce", 1),
+    Blocked("nonce", 1, 0),
 ]
 
 
-def running() -> HostProtocol:
-    """A host's end in the middle of the run `nonce`."""
+def running(*, calls: int = 0) -> HostProtocol:
+    """A host's end in the middle of the run `nonce`, which has called tools so often."""
     protocol = HostProtocol(state="idle")
     list(protocol.execute(Execute("nonce", 1, False, (b"", b""))))
+    protocol.calls = calls
     return protocol
 
 
@@ -53,7 +66,9 @@ def prepared(message) -> HostProtocol:
     """A host's end in a state in which this message may come."""
     if isinstance(message, Ready | Refused):
         return HostProtocol()
-    return HostProtocol(state="idle") if isinstance(message, Goodbye) else running()
+    if isinstance(message, Goodbye):
+        return HostProtocol(state="idle")
+    return running(calls=1 if isinstance(message, ToolDrop | Blocked) else 0)
 
 
 def feed(protocol, raw_packets):
@@ -64,6 +79,13 @@ def feed(protocol, raw_packets):
 def raw(header, payload: bytes = b"", flags: int = 3) -> bytes:
     encoded = header if isinstance(header, bytes) else json.dumps(header).encode()
     return bytes([flags]) + struct.pack(">II", len(encoded), len(payload)) + encoded + payload
+
+
+def call(**fields) -> bytes:
+    """A ToolCall with what no honest guest writes."""
+    return raw(
+        {"kind": "tool_call", "parts": [2], "run": "nonce", "number": 1, "tool": "t", "path": "", "ordinal": 1, **fields}, b"{}"
+    )
 
 
 def recut(raw_packets: list[bytes], sizes: list[int]) -> list[bytes]:
@@ -178,7 +200,7 @@ JSON = st.recursive(
     st.fixed_dictionaries(
         {},
         optional={
-            "kind": st.sampled_from(["ready", "refused", "display", "done", "goodbye", "hello", "execute"]) | JSON,
+            "kind": st.sampled_from(sorted(GUEST_KINDS | HOST_KINDS)) | JSON,
             "parts": st.lists(st.integers(-2, 40), max_size=4) | JSON,
             "run": st.just("nonce") | JSON,
             "mimes": JSON,
@@ -186,6 +208,12 @@ JSON = st.recursive(
             "version": JSON,
             "python": JSON,
             "held": JSON,
+            "number": st.integers(-1, 3) | JSON,
+            "tool": JSON,
+            "path": JSON,
+            "ordinal": JSON,
+            "asked": st.integers(-1, 3) | JSON,
+            "answered": st.integers(-1, 3) | JSON,
         },
     ),
     st.binary(max_size=60),
@@ -246,6 +274,13 @@ def test_a_frame_with_one_byte_changed_is_a_message_or_a_violation(message, data
         ([raw({"kind": "display", "parts": [], "run": "nonce", "mimes": ["a\nb"], "is_result": True})], "not a list of names"),
         ([raw({"kind": "display", "parts": [], "run": "nonce", "mimes": ["x" * 201], "is_result": True})], "not a list of names"),
         ([raw({"kind": "display", "parts": [], "run": "nonce", "mimes": [], "is_result": 1})], "wrong type or size"),
+        ([raw({"kind": "tool_call", "parts": [], "run": "nonce"})], "wrong fields"),
+        ([call(tool="x" * 4097)], "wrong type or size"),
+        ([call(path="x" * 4097)], "wrong type or size"),
+        ([call(tool=["x"])], "wrong type or size"),
+        ([call(number=True)], "wrong type or size"),
+        ([call(number=1.0)], "wrong type or size"),
+        ([raw({"kind": "blocked", "parts": [], "run": "nonce", "asked": "0", "answered": 0})], "wrong type or size"),
     ],
 )
 def test_each_kind_of_nonsense_is_named(sent, words):
@@ -278,7 +313,8 @@ for sizes in ((2, 0xFFFFFFFF), (0xFFFFFFFF, 0), (2, wire.MAX_PAYLOAD_BYTES)):
 MAY_COME = {  # state → kinds that the guest may send
     "starting": {"ready", "refused"},
     "idle": {"goodbye"},
-    "running": {"display", "done"},
+    "running": {"display", "done", "tool_call", "tool_drop", "blocked"},
+    "moving": {"refused"},  # Kept and Live are in the tests of timelines
     "ended": set(),
 }
 
@@ -286,7 +322,9 @@ MAY_COME = {  # state → kinds that the guest may send
 @pytest.mark.parametrize("state", MAY_COME)
 @pytest.mark.parametrize("message", GUEST_MESSAGES, ids=lambda message: message.KIND)
 def test_a_message_at_the_wrong_time_is_a_violation(state, message):
-    protocol = running() if state == "running" else HostProtocol(state=state)
+    protocol = (
+        running(calls=1 if isinstance(message, ToolDrop | Blocked) else 0) if state == "running" else HostProtocol(state=state)
+    )
     if message.KIND in MAY_COME[state]:
         assert feed(protocol, packets(message)) == [message]
     else:
@@ -322,6 +360,19 @@ def test_the_states_follow_each_other():
         Display("other", ("text/plain",), False, (b"x",)),
         Display("nonce", ("text/plain",), False),
         Display("nonce", (), False, (b"x",)),
+        ToolCall("other", 1, "t", "", 1, (b"{}",)),
+        ToolCall("nonce", 1, "t", "", 1),
+        ToolCall("nonce", 1, "t", "", 1, (b"{}", b"{}")),
+        ToolCall("nonce", 1, "t", "", -1, (b"{}",)),
+        ToolCall("nonce", 0, "t", "", 1, (b"{}",)),
+        ToolCall("nonce", 2, "t", "", 1, (b"{}",)),
+        ToolCall("nonce", -1, "t", "", 1, (b"{}",)),
+        ToolDrop("nonce", 1),
+        ToolDrop("nonce", 0),
+        Blocked("nonce", 1, 0),
+        Blocked("nonce", 0, 1),
+        Blocked("nonce", 0, -1),
+        Blocked("other", 0, 0),
     ],
 )
 def test_an_answer_to_another_run_or_of_another_shape_is_a_violation(message):
@@ -334,6 +385,31 @@ def test_a_second_answer_is_a_violation():
     feed(protocol, packets(Done("nonce", (b"{}",))))
     with pytest.raises(Violation, match="nobody waits for"):
         feed(protocol, packets(Done("nonce", (b"{}",))))
+
+
+def test_calls_are_counted_from_one_in_each_run():
+    protocol = running()
+    for number in (1, 2, 3):
+        feed(protocol, packets(ToolCall("nonce", number, "t", "", 1, (b"{}",))))
+    for message in (ToolDrop("nonce", 3), ToolDrop("nonce", 3), Blocked("nonce", 3, 3)):  # a second drop is the host's to ignore
+        assert feed(protocol, packets(message)) == [message]
+    with pytest.raises(Violation, match="not counted"):
+        feed(protocol, packets(ToolCall("nonce", 3, "t", "", 1, (b"{}",))))
+    protocol = running()
+    feed(protocol, packets(ToolCall("nonce", 1, "t", "", 1, (b"{}",))))
+    feed(protocol, packets(Done("nonce", (b"{}",))))
+    list(protocol.execute(Execute("next", 2, False)))
+    for message in (ToolDrop("next", 1), ToolCall("nonce", 1, "t", "", 1, (b"{}",))):
+        with pytest.raises(Violation):
+            feed(protocol, packets(message))
+    assert feed(protocol, packets(ToolCall("next", 1, "t", "", 1, (b"{}",))))
+
+
+def test_the_host_answers_calls_of_the_open_run_only():
+    assert feed(GuestProtocol(), running().tool_result(3, failed=True, body=b"{}")) == [ToolResult("nonce", 3, True, (b"{}",))]
+    for state in ("starting", "idle", "moving", "ended"):
+        with pytest.raises(RuntimeError, match=state):
+            HostProtocol(state=state).tool_result(1, failed=False, body=b"1")
 
 
 def test_ready_of_another_version_is_a_violation():
