@@ -8,7 +8,8 @@ arrive. A *server call* is answered by `ask`, at once and beside all others. A *
 until `answer` is called. When nothing but pending calls keeps a program that says it waits, the run is `waiting`: whoever asked for it gets a
 result with all of them, and answers some or all in any order. The program waits inside of its call, so there is nothing it could catch.
 
-Whether it waits is the program's word. A lie stops its wall clock and nothing else: CPU, memory and the lease hold on.
+Whether it waits is the program's word. A lie stops its wall clock and nothing else: CPU, memory and the lease hold on. All that a
+program says may be a lie, so nothing here grows, or takes longer, with what it says but for the bounds below.
 """
 
 import asyncio
@@ -25,10 +26,13 @@ from onetrip.guards import Guard, GuardLimits
 from onetrip.model import PendingCall, SessionSpec, Tool, ToolAnswer, ToolCall, ToolFailure, ToolRequest
 from onetrip.schemas import Validator
 from onetrip.seam import Ask
+from onetrip.texts import shown
 
 MAX_ARGUMENT_BYTES: Final = 1 << 20  # of one call
 MAX_OPEN_BYTES: Final = 64 << 20  # of the arguments of all calls that are open
+MAX_DEPTH: Final = 200  # of arguments: whoever encodes a result has less stack than we may have here
 MAX_VALUE_BYTES: Final = 32 << 20
+MAX_MESSAGE: Final = 20_000  # characters of a failure's
 LEDGER_CALLS: Final = 10_000  # that a result tells one by one
 LEDGER_BYTES: Final = 4096  # of the arguments that it repeats
 LEDGER_TOTAL_BYTES: Final = 4 << 20
@@ -112,11 +116,12 @@ class _Call:
 class Calls:
     """The calls of one run. `send` carries an answer to the guest, `tell` an event to the caller.
 
-    `over_limit` is called when there are more than `limit`; `on_waiting` when the run begins or ceases to wait. `aclose` in any case.
+    `send` says whether it took the answer: a value it may refuse, because too many wait for the guest to read them. `over_limit` is called
+    when there are more than `limit`, once; `on_waiting` when the run begins or ceases to wait. `aclose` in any case.
     """
 
     def __init__(
-        self, run_id: str, session_id: str | None, binding: Binding, limit: int, *, send: Callable[[int, bool, bytes], None],
+        self, run_id: str, session_id: str | None, binding: Binding, limit: int, *, send: Callable[[int, bool, bytes], bool],
         tell: Callable[[model.Event, int], None], over_limit: Callable[[], None], on_waiting: Callable[[bool], None],
     ) -> None:  # fmt: skip
         self._run_id, self._session_id, self._binding, self._limit = run_id, session_id, binding, limit
@@ -125,6 +130,7 @@ class Calls:
         self._open: dict[int, _Call] = {}
         self._pending: dict[str, _Call] = {}
         self._ids: set[str] = set()
+        self._places: dict[str, int] = {}  # first id of a place → how many more calls gave the same place
         self._ledger: list[_Call] = []
         self._open_bytes = self._ledger_bytes = self._count = self._answered = 0
         self._lease: asyncio.TimerHandle | None = None
@@ -135,6 +141,8 @@ class Calls:
     # ------------------------------------------------------------------ what the guest says
 
     def hear(self, message: wire.ToolCall | wire.ToolDrop | wire.Blocked) -> None:
+        if self.ended:
+            return  # a child of the program that held on to the channel
         match message:
             case wire.ToolCall():
                 self._moves()
@@ -147,12 +155,15 @@ class Calls:
 
     def _called(self, message: wire.ToolCall) -> None:
         self._count += 1
+        if self._count > self._limit + 1:
+            return  # it was told, and is being stopped
         raw, began = message.parts[0], time.monotonic()
         tool = self._binding.tools.get(message.tool)
-        call = _Call(message.number, tool or Tool(name=message.tool[:200]), None, raw, began)
+        call = _Call(message.number, tool or Tool(name=shown(message.tool, 200)), None, raw, began)
         self._open[call.number] = call
         self._open_bytes += len(raw)
         refusal = self._refusal(call, known=tool is not None)
+        self._open_bytes += len(call.raw) - len(raw)
         call.id = self._name(call, message.path, message.ordinal)
         if len(self._ledger) < LEDGER_CALLS:
             self._ledger.append(call)
@@ -226,7 +237,12 @@ class Calls:
 
     def pending(self) -> tuple[PendingCall, ...]:
         return tuple(
-            PendingCall(call.id, call.tool.name, call.arguments, "approval" if call.kind == "approval" else "call")
+            PendingCall(
+                call.id,
+                call.tool.name,
+                call.arguments if call.arguments is not None else msgspec.json.decode(call.raw),
+                "approval" if call.kind == "approval" else "call",
+            )
             for call in sorted(self._pending.values(), key=lambda call: call.number)
         )
 
@@ -261,29 +277,33 @@ class Calls:
             call.raw = b"{}"
             return ToolFailure(f"arguments of {size}", "arguments", code="too_large")
         try:
-            call.arguments = msgspec.json.decode(call.raw)
-            call.raw = _encoder.encode(call.arguments)
+            arguments: object = msgspec.json.decode(call.raw)
+            call.raw = _encoder.encode(arguments)
         except (msgspec.DecodeError, ValueError, RecursionError):
             call.raw = b"{}"
-            return ToolFailure("the arguments are not JSON", "arguments")
-        if not isinstance(cast("object", call.arguments), dict):
-            return ToolFailure("the arguments are not an object", "arguments")
+            return ToolFailure("the arguments are not JSON, or nested without end", "arguments")
+        if not isinstance(arguments, dict) or _is_deep(cast("object", arguments), call.raw):
+            call.raw = b"{}"
+            what = f"nested more than {MAX_DEPTH} deep" if isinstance(arguments, dict) else "not an object"
+            return ToolFailure(f"the arguments are {what}", "arguments")
+        if len(call.raw) <= LEDGER_BYTES:
+            call.arguments = arguments  # larger ones take many times their bytes, and are decoded when somebody needs them
         if not known:
             return ToolFailure(f"there is no tool {call.tool.name!r}", "denied", code="unknown_tool")
         if call.tool.side == "server" and self._binding.ask is None:
             return ToolFailure("nobody answers this tool here", "denied", code="unknown_tool")
-        problem = self._binding.problem(call.tool, call.arguments)
+        problem = self._binding.problem(call.tool, arguments)
         return None if problem is None else ToolFailure(problem, "arguments")
 
     def _name(self, call: _Call, path: str, ordinal: int) -> str:
         """An id that depends on what is called where, and not on when. A program that gives one place twice gets another id for it."""
         told = "\0".join((self._run_id, path, str(ordinal), call.tool.name)).encode("utf-8", "replace") + b"\0" + call.raw
-        for again in range(self._count + 1):
-            name = "call_" + hashlib.sha256(told if not again else told + b"\0%d" % again).hexdigest()[:24]
-            if name not in self._ids:
-                self._ids.add(name)
-                return name
-        raise AssertionError("more ids than calls")
+        name = "call_" + hashlib.sha256(told).hexdigest()[:24]
+        if name in self._ids:
+            again = self._places[name] = self._places.get(name, 0) + 1
+            name = "call_" + hashlib.sha256(told + b"\0%d" % again).hexdigest()[:24]
+        self._ids.add(name)
+        return name
 
     def _proceed(self, call: _Call) -> None:
         if call.tool.side == "client":
@@ -300,7 +320,10 @@ class Calls:
 
     async def _ask(self, call: _Call) -> None:
         ask = cast("Ask", self._binding.ask)
-        answer = await ask(ToolRequest(call.id, call.tool.name, call.raw, self._run_id, self._session_id))
+        try:
+            answer = await ask(ToolRequest(call.id, call.tool.name, call.raw, self._run_id, self._session_id))
+        except Exception as err:  # noqa: BLE001  # against the agreement; without an answer the program would wait for ever
+            answer = ToolAnswer(call.id, error=ToolFailure(f"{type(err).__name__}: {err}"))
         call.task = None
         if call.number in self._open:
             self._answer(call, answer)
@@ -328,12 +351,14 @@ class Calls:
             failure = ToolFailure(
                 f"its result has {len(answer.value):,} bytes; the most is {MAX_VALUE_BYTES:,}", code="too_large"
             )
+        if failure is None and not self._send(call.number, False, answer.value):
+            failure = ToolFailure("too many results wait for the program to read them", code="too_large")
         if failure is None:
             self._close(call, "ok", answer.value[: PREVIEW_CHARS * 4].decode("utf-8", "replace")[:PREVIEW_CHARS])
-            self._send(call.number, False, answer.value)
         else:
-            self._close(call, _STATUS[failure.type], failure.message[:PREVIEW_CHARS])
-            self._send(call.number, True, _failed.encode(failure))
+            message = failure.message[:MAX_MESSAGE].encode("utf-8", "replace").decode()  # names of files may hold half characters
+            self._close(call, _STATUS[failure.type], message[:PREVIEW_CHARS])
+            self._send(call.number, True, _failed.encode(msgspec.structs.replace(failure, message=message)))
         self._answered += 1
 
     def _close(self, call: _Call, status: str, preview: str) -> None:
@@ -354,6 +379,20 @@ class Calls:
             call.id, call.tool.name, call.arguments if len(call.raw) <= LEDGER_BYTES else None, cast("Any", call.status),
             round((call.began - self._began) * 1e3, 3), round(took * 1e3, 3), call.preview, call.reused,
         )  # fmt: skip
+
+
+def _is_deep(value: object, raw: bytes) -> bool:
+    if raw.count(b"[") + raw.count(b"{") <= MAX_DEPTH:
+        return False
+    level: list[Any] = [value]
+    for _ in range(MAX_DEPTH):
+        level = [
+            inner
+            for one in level
+            if isinstance(one, (dict, list))
+            for inner in (cast("dict[str, Any]", one).values() if isinstance(one, dict) else cast("list[Any]", one))
+        ]
+    return bool(level)
 
 
 def _failure(call: _Call, message: str, *, code: str) -> ToolAnswer:

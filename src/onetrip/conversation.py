@@ -17,6 +17,7 @@ from onetrip.tiers.base import Sandbox
 
 PACKETS_AT_ONCE: Final = 16  # at most 1 MiB; decoding them takes about a millisecond
 MAX_LAST_PACKETS: Final = 512  # more than fit into the socket's buffer, net.core.rmem_default
+MAX_UNREAD_BYTES: Final = 256 << 20  # of answers that the guest has not taken
 MOVE_S: Final = 10.0  # for the guest to fork; milliseconds when nothing is wrong
 _CALL: Final = b'{"kind": "tool_call"'
 _PREFIX_BYTES: Final = 9  # of a first packet, before its header
@@ -46,8 +47,10 @@ class Conversation:
         self._wakeup: asyncio.Future[None] | None = None
         self._moved: wire.Kept | wire.Live | None = None
         self._refusal: str | None = None
-        self._outgoing: collections.deque[Iterator[bytes]] = collections.deque()  # messages; of the first, packets that are left
+        # answers, with their sizes; of the first, packets that are left
+        self._outgoing: collections.deque[tuple[Iterator[bytes], int]] = collections.deque()
         self._next: bytes | None = None  # a packet of it that found no room
+        self._unread_bytes = 0
         self.protocol = wire.HostProtocol()
         self._tools = b""  # that the guest knows
         self.ended: str | None = None
@@ -136,28 +139,42 @@ class Conversation:
                 except OSError as err:
                     self._on_end(f"the channel broke: {err}", False)
 
-    def post(self, packets: Iterator[bytes]) -> None:
-        """Send one message as soon as the guest takes it, after those before it. For a guest that runs; its answer is not waited for."""
-        self._outgoing.append(packets)
+    def answer(self, number: int, failed: bool, body: bytes) -> bool:
+        """Send the answer to a call of the run that is open, as soon as the guest takes it and after those before it; not waited for.
+
+        False, and it is dropped, when with this value more than `MAX_UNREAD_BYTES` would wait. Nothing is sent where nobody would hear it.
+        """
+        size = 0 if failed else len(body)
+        if self.silent is not None or self.protocol.state != "running":
+            return True
+        if self._unread_bytes + size > MAX_UNREAD_BYTES:
+            return False
+        self._unread_bytes += size
+        self._outgoing.append((self.protocol.tool_result(number, failed=failed, body=body), size))
         if len(self._outgoing) == 1 and self._next is None:
             self._flush()
+        return True
 
     def unpost(self) -> None:
-        """The run is over: of what was posted only a message that has begun is sent to its end."""
+        """The run is over: of the answers that wait only one that has begun is sent to its end."""
         first = self._outgoing.popleft() if self._next is not None else None
-        self._outgoing.clear()
+        self._clear_outgoing()
         if first is not None:
-            self._outgoing.append(first)
+            self._outgoing.append((first[0], 0))
+
+    def _clear_outgoing(self) -> None:
+        self._outgoing.clear()
+        self._unread_bytes = 0
 
     def _flush(self) -> None:
         channel = self._sandbox.channel
         try:
             while self._outgoing and self.silent is None:
-                while (packet := self._next or next(self._outgoing[0], None)) is not None:
+                while (packet := self._next or next(self._outgoing[0][0], None)) is not None:
                     self._next = packet
                     channel.send(packet)
                     self._next = None
-                self._outgoing.popleft()
+                self._unread_bytes -= self._outgoing.popleft()[1]
         except BlockingIOError:
             self._loop.add_writer(channel.fileno(), self._writable)
             return
@@ -225,7 +242,7 @@ class Conversation:
         """See `timeline.Link`. Everybody who could write is gone by now."""
         self._moved = self._refusal = None
         self._tools = _UNKNOWN  # what the next process knows is as old as it is
-        self._outgoing.clear()
+        self._clear_outgoing()
         self._next = None
         if self.ended is None:
             self._loop.remove_writer(self._sandbox.channel.fileno())

@@ -163,7 +163,7 @@ class Worker:
         run = self._begin(cell, limits, run_id)
         binding = binding or Binding((), None, wait_s=0.0)
         calls = self._calls = Calls(
-            run_id, session_id, binding, limits.tool_calls, send=self._send_result, tell=self._tell_call,
+            run_id, session_id, binding, limits.tool_calls, send=self.talk.answer, tell=self._tell_call,
             over_limit=lambda: self._stop("tool_calls", False), on_waiting=self._waits,
         )  # fmt: skip
         if self.timeline is not None:
@@ -261,10 +261,6 @@ class Worker:
         self._stop("interrupt", False)
 
     # ------------------------------------------------------------------ tools
-
-    def _send_result(self, number: int, failed: bool, body: bytes) -> None:
-        if self.talk.silent is None and self.talk.protocol.state == "running":
-            self.talk.post(self.talk.protocol.tool_result(number, failed=failed, body=body))
 
     def _waits(self, waiting: bool) -> None:
         if self._run is not None and self._run.stopped is None:
