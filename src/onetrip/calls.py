@@ -134,6 +134,7 @@ class Calls:
         self._ledger: list[_Call] = []
         self._open_bytes = self._ledger_bytes = self._count = self._answered = 0
         self._lease: asyncio.TimerHandle | None = None
+        self._stands: tuple[int, int] | None = None  # calls made and answers taken, when it said that it is blocked
         self.waiting = False
         self.waits = 0  # how often it began to
         self.ended = False
@@ -145,9 +146,11 @@ class Calls:
             return  # a child of the program that held on to the channel
         match message:
             case wire.ToolCall():
+                self._stands = None
                 self._moves()
                 self._called(message)
             case wire.ToolDrop():
+                self._stands = None
                 self._moves()
                 self._dropped(message)
             case wire.Blocked():
@@ -195,7 +198,11 @@ class Calls:
 
     def _blocked(self, message: wire.Blocked) -> None:
         """Believed only if it is of now: every call has come, every answer was taken, and nobody but the caller keeps it waiting."""
-        is_now = message.asked == self._count and message.answered == self._answered
+        self._stands = message.asked, message.answered
+        self._look()
+
+    def _look(self) -> None:
+        is_now = self._stands == (self._count, self._answered)
         if is_now and self._pending and len(self._pending) == len(self._open) and not self.waiting:
             self.waiting = True
             self.waits += 1
@@ -234,6 +241,7 @@ class Calls:
                 self._proceed(call)
             else:
                 self._answer(call, answer)
+        self._look()  # the program hears nothing of a permission, so it will not say again that it is blocked
 
     def pending(self) -> tuple[PendingCall, ...]:
         return tuple(

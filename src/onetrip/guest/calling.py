@@ -166,6 +166,7 @@ class Calls:
                 return  # it was answered, and nobody is there to see it
             self._slow -= waiter.is_slow
             self._threads -= waiter.future is None
+            self._told = (0, 0)  # the host hears that the program moves: that it is blocked again is news
             with self._channel.sending() as run:
                 if run is not None and self._running:
                     self._channel.put(list(wire.packets(wire.ToolDrop(run, number))))
