@@ -190,7 +190,8 @@ class Sandboxes:
         else:
             caps = self._service.settings.caps
             limits = LimitsRequest(wall_s=caps.wall_s, cpu_s=caps.cpu_s, output_mb=caps.output_mb)
-            request = SessionRequest(limits=limits, idle_timeout_s=float(PAUSED_S))
+            # E2B's programs find a plain interpreter: the server's tools, and their names, are not for them.
+            request = SessionRequest(limits=limits, idle_timeout_s=float(PAUSED_S), server_tools=())
             dialect = {DIALECT: msgspec.json.encode(record).decode()}
             session = await self._service.sessions.open(caller, request, siblings=SIBLINGS, dialect=dialect)
             sandbox = self._register(caller, session, record)
