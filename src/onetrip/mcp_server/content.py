@@ -121,6 +121,7 @@ def _execution(result: Result, session_id: str | None, images: int) -> Execution
             for file in result.files[:MAX_FILES]
         ),
         images=images,
+        notes=result.notes,
         session=result.session,
         usage=result.usage,
         isolation=Isolation(result.isolation.tier, result.isolation.level),
@@ -148,6 +149,7 @@ def _notes(execution: Execution, files: Sequence[Any]) -> list[str]:
     said = [f"[status] {execution.status.replace('_', ' ')}"]
     if (limit := execution.limit) is not None:
         said.append(f"[limit] the {limit.name} limit of {limit.limit:g} {limit.unit} ended the run")
+    said += [f"[note] {cut(note)}" for note in execution.notes]
     shown = [f"{file.path} ({file.change}, {file.size} bytes)" for file in execution.files]
     if len(files) > len(shown):
         shown.append(f"and {len(files) - len(shown)} more")

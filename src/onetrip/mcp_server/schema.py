@@ -112,6 +112,7 @@ class Execution(msgspec.Struct, frozen=True, kw_only=True):
     files: tuple[FileLink, ...]
     images: int
     session: SessionState
+    notes: tuple[str, ...] = ()  # what was mended in the program, and hints for its next version
     usage: Usage
     isolation: Isolation
     run_id: str

@@ -40,6 +40,7 @@ class ServedBackend:
             limits=LimitsRequest(wall_s=asked.wall_s, cpu_s=asked.cpu_s, memory_mb=asked.memory_mb, disk_mb=asked.disk_mb),
             on_error=asked.on_error,
             idle_timeout_s=min(UNASKED_IDLE_S, self._service.settings.idle_timeout_s) if by_itself else None,
+            server_tools=self._tools(),
         )
         session = await self._service.sessions.open(self._caller, request)
         return session.id
@@ -51,7 +52,8 @@ class ServedBackend:
         self._service.refuse_when_draining()
         runs = self._service.runs
         if session_id is None:
-            run = runs.begin_shot(self._caller, RunRequest(code=code, timeout_s=timeout_s, stream=live))
+            asked = RunRequest(code=code, timeout_s=timeout_s, stream=live, server_tools=self._tools())
+            run = runs.begin_shot(self._caller, asked)
         else:
             run = runs.begin_cell(self._caller, session_id, CellRequest(code=code, timeout_s=timeout_s, stream=live))
         note(run_id=run.id, session_id=session_id)
@@ -61,10 +63,22 @@ class ServedBackend:
                     async for item in items:
                         if item.name == "stdout":
                             yield _stdout.decode(item.data).text
-            yield _results.decode(await run.wait())
+            result = _results.decode(await run.wait())
+            if result.status == "waiting":  # of a session that was opened elsewhere
+                await self._interrupt(run)
+                said = f"it called {', '.join(sorted({call.tool for call in result.pending}))}, whose answer cannot be given over MCP"
+                ended = _results.decode(await run.outcome)
+                result = msgspec.structs.replace(ended, notes=(*ended.notes, said))
+            yield result
         finally:
             if not run.outcome.done():
                 await self._interrupt(run)
+
+    def _tools(self) -> tuple[str, ...] | None:
+        """Those of the server's that nobody must allow: MCP has no way to ask."""
+        found = self._service.tools.tools(self._caller.tools)
+        free = tuple(tool.name for tool in found if tool.approval != "required")
+        return free if len(free) < len(found) else None
 
     async def _interrupt(self, run: Run) -> None:
         with anyio.move_on_after(INTERRUPT_S, shield=True), contextlib.suppress(OnetripError):
