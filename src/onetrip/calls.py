@@ -21,6 +21,7 @@ from typing import Any, Final, cast
 import msgspec
 
 from onetrip import model, wire
+from onetrip.checks import check_tools
 from onetrip.errors import BadRequest, Conflict
 from onetrip.guards import Guard, GuardLimits
 from onetrip.model import PendingCall, SessionSpec, Tool, ToolAnswer, ToolCall, ToolFailure, ToolRequest
@@ -60,10 +61,12 @@ class Binding:
         return cls(spec.tools, ask, wait_s=spec.wait_s, guard=Guard(GuardLimits(session_calls=calls)))
 
     def with_tools(self, tools: Sequence[Tool]) -> "Binding":
-        """The same with more tools, for one run; of two with one name the later is meant."""
+        """The same with more tools, for one run; of two with one name the later is meant. Raises BadRequest for names that cannot be together."""
         if not tools:
             return self
-        return Binding((*self.tools.values(), *tools), self.ask, wait_s=self.wait_s, guard=self.guard)
+        together = {**self.tools, **{tool.name: tool for tool in tools}}
+        check_tools(tuple(together.values()))  # each list is right for itself, but a tool of one may be a namespace of the other
+        return Binding(tuple(together.values()), self.ask, wait_s=self.wait_s, guard=self.guard)
 
     def branch(self) -> "Binding":
         """For a branch of the session, which goes its own way from now on."""

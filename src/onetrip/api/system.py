@@ -46,6 +46,7 @@ async def capabilities(request: Request) -> Response:
         limits=app.settings.limits,
         caps=specs.caps(app.settings),
         environments=tuple(environment.name for environment in environments.list_all()),
+        tools=True,
     )
     return Response(msgspec.json.encode(found), media_type=JSON)
 
