@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import select
 import shutil
 import signal
@@ -133,6 +134,18 @@ class Server(servers.Server):
         sock.settimeout(30)
         sock.connect(("127.0.0.1", self.port))
         return sock
+
+
+def parse(text: str) -> list[tuple[int, str, Any]]:
+    """Events as (number, name, data); what is no event by the rules of SSE is a failure."""
+    found: list[tuple[int, str, Any]] = []
+    for block in text.split("\n\n")[:-1]:
+        if block.startswith(":"):
+            continue
+        match = re.fullmatch(r"id: (\d+)\nevent: (\w+)\ndata: (.*)", block)
+        assert match, block
+        found.append((int(match[1]), match[2], json.loads(match[3])))
+    return found
 
 
 def alive(pid: int) -> bool:

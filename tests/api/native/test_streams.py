@@ -7,23 +7,11 @@ import re
 from pathlib import Path
 
 import pytest
-from serving_process import alive, descendants, rss_bytes, wait_for
+from serving_process import alive, descendants, parse, rss_bytes, wait_for
 
 COUNT = "import time\nfor i in range(5): print(i, flush=True); time.sleep(0.02)\n6 * 7"
 FLOOD = "for i in range(200_000): print(i, 'x' * 90)"  # 19 MB: more than all buffers between the program and its reader
 SLOW = "import time\nprint('begun', flush=True)\ntime.sleep(60)"
-
-
-def parse(text):
-    """Events as (number, name, data); what is no event by the rules of SSE is a failure."""
-    found = []
-    for block in text.split("\n\n")[:-1]:
-        if block.startswith(":"):
-            continue
-        match = re.fullmatch(r"id: (\d+)\nevent: (\w+)\ndata: (.*)", block)
-        assert match, block
-        found.append((int(match[1]), match[2], json.loads(match[3])))
-    return found
 
 
 def send(server, method, path, body=None, **headers):
