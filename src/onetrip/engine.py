@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from onetrip import checks, environments, outcomes, preload, process, sessions
-from onetrip.calls import Binding
+from onetrip.bindings import Binding
 from onetrip.errors import Conflict, NotFound, SandboxFailed, SessionGone
 from onetrip.files import Workspace
 from onetrip.localfiles import LocalFiles

@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from dataclasses import dataclass, field
 from typing import Final
 
-from onetrip.calls import Binding
+from onetrip.bindings import Binding
 from onetrip.errors import BadRequest, SandboxFailed, SessionGone, Unavailable
 from onetrip.model import SessionSpec
 from onetrip.pool import Pool

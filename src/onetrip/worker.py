@@ -23,7 +23,8 @@ from typing import Final
 import msgspec
 
 from onetrip import files, model, outcomes, reports, wire
-from onetrip.calls import Binding, Calls
+from onetrip.bindings import Binding
+from onetrip.calls import Calls
 from onetrip.conversation import Conversation
 from onetrip.errors import BadRequest, Conflict, PlatformError, SandboxFailed
 from onetrip.model import Cell, Event, Limits, Policy, Result

@@ -29,7 +29,9 @@ def run(source: str, folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("example", "output"), [(EXAMPLE, OUTPUT), (TOOLS, TOOLS_OUTPUT), (BACK, BACK_OUTPUT)], ids=["first", "tools", "going back"])
+@pytest.mark.parametrize(
+    ("example", "output"), [(EXAMPLE, OUTPUT), (TOOLS, TOOLS_OUTPUT), (BACK, BACK_OUTPUT)], ids=["first", "tools", "going back"]
+)
 def test_the_first_examples_are_short_and_print_what_the_readme_says(tmp_path, example, output):
     assert len([line for line in example.splitlines() if line]) <= 10
     done = run(example, tmp_path)

@@ -9,7 +9,8 @@ import msgspec
 import pytest
 
 from onetrip import calls, wire
-from onetrip.calls import Binding, Calls
+from onetrip.bindings import Binding
+from onetrip.calls import Calls
 from onetrip.errors import BadRequest, Conflict
 from onetrip.guards import Guard
 from onetrip.model import PendingCall, Tool, ToolAnswer, ToolAnswered, ToolCalled, ToolFailure

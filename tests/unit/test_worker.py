@@ -790,10 +790,10 @@ def test_a_worker_that_was_closed_holds_neither_the_text_nor_the_list_of_files(p
         result = result_of(await perform(one, sandbox, script, final=True))
         assert (result.stdout, len(result.files)) == ("text", 2000)
         del result
-        assert one._outputs.text("stdout") == ""
+        assert one.outputs.text("stdout") == ""
         await one.aclose()
         # As long as the garbage collector does not find the worker, whose parts refer to each other.
-        assert len(one._changes._snapshot) == 0
+        assert len(one.changes._snapshot) == 0
         assert sys.getallocatedblocks() - before < 2000
 
     play(test)
