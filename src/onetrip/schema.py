@@ -132,7 +132,7 @@ class ToolResult(Request, frozen=True):
     """The answer to one pending call: a value, or an error. Of a call that waits for approval: `approved`, or an error."""
 
     id: Annotated[str, Meta(max_length=100)]
-    value: msgspec.Raw = msgspec.Raw(b"null")
+    value: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET  # none: null
     approved: bool | None = None
     error: ToolFailed | None = None
 

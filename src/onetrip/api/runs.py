@@ -132,9 +132,9 @@ def _answer_of(result: ToolResult, field: str) -> ToolAnswer:
     if result.error is not None:
         failed = result.error
         return ToolAnswer(result.id, error=ToolFailure(failed.message, failed.type, failed.retryable, failed.code))
-    if result.approved is False:
-        return ToolAnswer(result.id, error=ToolFailure("nobody allowed this call", "denied", code="not_approved"))
-    value = bytes(result.value)
+    if result.approved is not None:
+        return ToolAnswer(result.id, b"true") if result.approved else ToolAnswer(result.id, error=NOT_APPROVED)
+    value = b"null" if isinstance(result.value, msgspec.UnsetType) else bytes(result.value)
     try:
         msgspec.json.decode(value)  # a raw value was skipped over, not checked
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as err:
