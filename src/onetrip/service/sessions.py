@@ -219,6 +219,7 @@ class Sessions:
             earlier = self._store.claim(caller.tenant, idempotency_key, specs.fingerprint(kind, request), target)
             if earlier is not None:
                 return self._earlier_rewinding(caller, earlier)
+            self._rewinding.add(target)  # at once: the next request may come before the work begins
         try:
             with self._audit.action(caller, "session.redo" if forward else "session.undo", session_id):
                 return await self._owned.do(
@@ -230,8 +231,6 @@ class Sessions:
             raise
 
     async def _undo(self, session: Session, cells: int, *, forward: bool, saved_as: str | None) -> Rewinding:
-        if saved_as is not None:
-            self._rewinding.add(saved_as)
         try:
             async with self.using(session), session.turn:
                 value = await self._nodes.client.call(messages.Undo(session.id, cells, forward))
