@@ -67,6 +67,7 @@ class Calls:
         self._inbox: deque[bytes] = deque()
         self._waiters: dict[int, _Waiter] = {}
         self._loops: dict[Any, Any] = {}  # event loop → its own selector
+        self._readers: set[Any] = set()  # those of them that read the channel
         self._running = False
         self._asked = self._answered = self._slow = self._threads = 0  # of the last: calls that threads wait for
         self._resuming: set[_Waiter] = set()  # answered, and not yet on their way
@@ -226,17 +227,25 @@ class Calls:
 
     # ------------------------------------------------------------------ event loops
 
-    def _attach(self, loop: Any) -> None:
-        if loop not in self._loops and hasattr(loop, "_selector"):
+    def watch(self, loop: Any) -> None:
+        """Hear when this loop is about to sleep, also if calls are made in threads alone while it waits for them."""
+        if self._running and loop not in self._loops and hasattr(loop, "_selector"):
             self._loops[loop] = loop._selector
             loop._selector = _Selector(loop._selector, loop, self)
+
+    def _attach(self, loop: Any) -> None:
+        self.watch(loop)
+        if loop in self._loops and loop not in self._readers:
+            self._readers.add(loop)
             loop.add_reader(self._channel.fd, self._readable)
 
     def _detach(self, loop: Any) -> None:
         selector = self._loops.pop(loop)
         if not loop.is_closed():
-            loop.remove_reader(self._channel.fd)
+            if loop in self._readers:
+                loop.remove_reader(self._channel.fd)
             loop._selector = selector
+        self._readers.discard(loop)
 
     def _readable(self) -> None:
         """Called by an event loop."""
@@ -321,8 +330,9 @@ def _is_guard(callback: Any) -> bool:
 
 def _waits(frame: Any) -> bool:
     code = frame.f_code
-    if code is _SELECT:
-        return bool(frame.f_locals.get("idle"))
+    if frame.f_back is not None and frame.f_back.f_code is _SELECT:  # in a selector's own `select`
+        found = frame.f_back.f_locals
+        return bool(found.get("idle")) and not found["self"]._loop._ready
     if code is _CONDITION_WAIT and any(
         above is not None and above.f_code is _START for above in (frame.f_back, frame.f_back.f_back)
     ):

@@ -5,6 +5,7 @@ the name that `threading` gave it.
 """
 
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar, copy_context
 from threading import current_thread, main_thread
@@ -66,8 +67,8 @@ def _task(loop: Any, coro: Any, *, context: Any = None, **options: Any) -> Any:
     return _modules["asyncio"].Task(coro, loop=loop, context=context, **options)
 
 
-def follow_loops() -> None:
-    """The same for every event loop that is made from now on."""
+def follow_loops(follow: Callable[[Any], None]) -> None:
+    """The same, by `follow`, for every event loop that is made from now on."""
     events: Any = _modules["asyncio.events"]
     asyncio: Any = _modules["asyncio"]
     made = events.new_event_loop

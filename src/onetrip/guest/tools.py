@@ -277,11 +277,12 @@ class Toolset:
     def follow(self, loop: Any) -> None:
         """This event loop runs the program's code."""
         places.follow(loop)
+        self.calls.watch(loop)
 
     def follow_loops(self) -> None:
         """A program that awaits may make event loops of its own."""
         importlib.import_module("asyncio")
-        places.follow_loops()
+        places.follow_loops(self.follow)
 
     async def settled(self) -> None:
         """At the end of a cell: until the calls that tasks of it have begun are answered. Nothing is left half done."""
