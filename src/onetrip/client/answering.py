@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Sequence
+from typing import Any
 
 import msgspec
 
@@ -19,6 +20,7 @@ class Functions:
 
     def begin(self, result: Result, running: "Running") -> Result | None:
         """Begin those calls of a run that waits which are ours. Returns what is left for the caller to answer, if anything."""
+        running.run_id = result.id
         mine = [call for call in result.pending if call.tool in self.names and call.kind == "call"]
         for call in mine:
             if call.id not in running.begun:
@@ -33,12 +35,15 @@ class Running:
     """The calls of one run that are on their way. `aclose` in any case."""
 
     def __init__(self) -> None:
+        self.run_id = ""
         self.begun: set[str] = set()
         self.tasks: set[asyncio.Task[ToolAnswer]] = set()
 
-    async def some(self) -> list[ToolAnswer]:
-        """Wait for the first answers."""
-        done, self.tasks = await asyncio.wait(self.tasks, return_when=asyncio.FIRST_COMPLETED)
+    async def before(self, coming: asyncio.Future[Any]) -> list[ToolAnswer]:
+        """Wait for the first answers, or for `coming`; then there may be none."""
+        await asyncio.wait({*self.tasks, coming}, return_when=asyncio.FIRST_COMPLETED)
+        done = {task for task in self.tasks if task.done()}
+        self.tasks -= done
         return [task.result() for task in done]
 
     async def aclose(self) -> None:

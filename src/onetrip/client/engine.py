@@ -13,7 +13,7 @@ from onetrip.client.events import Record, Records, event
 from onetrip.client.files import RemoteFiles
 from onetrip.client.http import Broken, Link, Options
 from onetrip.client.retries import Retries
-from onetrip.errors import IsolationUnavailable, NotFound, OnetripError, SessionGone, UnknownEnvironment
+from onetrip.errors import Conflict, IsolationUnavailable, NotFound, OnetripError, SessionGone, UnknownEnvironment
 from onetrip.model import Cell, Done, Event, Level, Rewound, SessionSpec, Started, Support, ToolAnswer
 from onetrip.schema import Capabilities
 from onetrip.seam import Ask, Contents
@@ -115,20 +115,38 @@ class RemoteEngine:
         return self._events(core.events(run_id, 0), None)
 
     async def _answering(self, events: AsyncGenerator[Event], functions: Functions) -> AsyncGenerator[Event]:
-        """The same events, with the calls of the caller's functions answered on the way."""
-        running = Running()
+        """The same events, with the calls of the caller's functions answered on the way.
+
+        Events are read also while functions run: the program may give one up, and call another, or end.
+        """
+        running, coming = Running(), None
         try:
-            async with contextlib.aclosing(events):
-                async for found in events:
-                    if not isinstance(found, Done) or found.result.status != "waiting":
-                        yield found
-                        continue
-                    if (rest := functions.begin(found.result, running)) is not None:
-                        yield Done(rest)
-                    if running.tasks:
-                        await self.answer(found.result.id, await running.some())
+            while True:
+                coming = coming or asyncio.ensure_future(anext(events, None))
+                if answers := await running.before(coming):
+                    await self._give(running.run_id, answers)
+                    continue
+                found, coming = coming.result(), None
+                if found is None:
+                    return
+                if not isinstance(found, Done) or found.result.status != "waiting":
+                    yield found
+                elif (rest := functions.begin(found.result, running)) is not None:
+                    yield Done(rest)
         finally:
+            if coming is not None:
+                coming.cancel()
+                await asyncio.wait([coming])
+            await events.aclose()
             await running.aclose()
+
+    async def _give(self, run_id: str, answers: Sequence[ToolAnswer]) -> None:
+        """Of calls that the program gave up meanwhile nobody wants to know, and they keep no other answer from it."""
+        try:
+            await self.answer(run_id, answers)
+        except (Conflict, NotFound):
+            for answer in answers if len(answers) > 1 else ():
+                await self._give(run_id, [answer])
 
     async def interrupt(self, session_id: str) -> None:
         """For the run of this session that was begun through this engine."""

@@ -223,8 +223,8 @@ class Connection:
                 else:
                     self._link.send(messages.Answer(id, None, 1), [os.dup(workspace.fd)])
                     return
-            case messages.AnswerCalls(run_id, answers):
-                await engine.answer(run_id, answers)
+            case messages.AnswerCalls(run_id, answers, key):
+                value = await node.runs.answer(run_id, answers, key)
             case messages.Interrupt(run_id):
                 node.runs.interrupt(run_id)
             case messages.Start(environment, floor):
@@ -243,10 +243,13 @@ class Connection:
 
     async def _last(self, id: int, log: Log, after: int = 0) -> None:  # noqa: A002 - the name on the wire
         """The last event of a run, when there is one that is newer than `after`. Raises why there is none."""
-        await log.wait_settled(after)
-        if log.failure is not None and not (log.records and log.records[-1].name == "done"):
-            raise log.failure
-        record = log.records[-1]
+        while True:
+            await log.wait_settled(after)
+            if log.failure is not None and not (log.records and log.records[-1].name == "done"):
+                raise log.failure
+            record = log.records[-1]
+            if record.name == "done":
+                break  # else it waited, and has gone on before we were here
         await self._link.wait_room()
         self._link.send(messages.Item(id, record.number, record.name, record.data, last=True))
 

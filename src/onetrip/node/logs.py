@@ -91,6 +91,10 @@ class Log:
         self._wake()
         self._settled()
 
+    def go_on(self) -> None:
+        """It does not wait any more, though no event says so yet, and none may for long: a call was allowed, and is being made."""
+        self.waiting = False
+
     def _is_settled(self, after: int) -> bool:
         return self.ended or (self.waiting and len(self.records) > after)
 
@@ -110,7 +114,7 @@ class Log:
     async def read(self, after: int) -> AsyncGenerator[Record]:
         """Records with a number above `after`, to the last. What was yielded counts as taken when the next one is asked for.
 
-        That the run waits, or waited, is told only if nothing came after it; then it is the last.
+        That the run waits, or waited, is told only if it still does; then it is the last.
         """
         reader = _Reader(min(max(after, 0), len(self.records)))
         self._readers.add(reader)
@@ -121,12 +125,12 @@ class Log:
             while True:
                 while reader.at < len(self.records):
                     record = self.records[reader.at]
-                    is_newest = reader.at + 1 == len(self.records)
-                    if record.name != "done" or is_newest:
+                    is_last = record.name == "done" and reader.at + 1 == len(self.records) and (self.ended or self.waiting)
+                    if is_last or record.name != "done":
                         yield record
                     reader.at += 1
                     self._room.set()
-                    if record.name == "done" and is_newest:
+                    if is_last:
                         return
                 if self.ended:
                     return

@@ -12,7 +12,7 @@ import msgspec
 
 from onetrip.model import Cell, Level, SessionSpec, ToolAnswer, ToolRequest
 
-VERSION: Final = 3  # of this file: a node of another one is not adopted
+VERSION: Final = 4  # of this file: a node of another one is not adopted
 WINDOW_BYTES: Final = 1 << 20
 ACK_BYTES: Final = 128 << 10  # a reader acknowledges so much at once
 
@@ -76,10 +76,14 @@ class Interrupt(Message, frozen=True):
 
 
 class AnswerCalls(Message, frozen=True):
-    """Answer calls that a run waits for, all of these or none. → None"""
+    """Answer calls that a run waits for, all of these or none. → the number of the newest event when they were taken
+
+    With a `key` that came before nothing is done, and the answer is the same: the server died before it could say so.
+    """
 
     run_id: str
     answers: tuple[ToolAnswer, ...]
+    key: str | None = None
 
 
 class Undo(Message, frozen=True):

@@ -4,7 +4,7 @@ import asyncio
 import collections
 import contextlib
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 from onetrip import model, outcomes
@@ -24,7 +24,7 @@ UNSAVED_S: Final = 24 * 3600.0  # of a run whose result nobody fetched
 class Entry:
     """One run. `began` is false while it waits for its turn in the session."""
 
-    __slots__ = ("began", "cancelled", "driven", "finished_at", "log", "meta", "saved", "session_id", "task")
+    __slots__ = ("answered", "began", "cancelled", "driven", "finished_at", "log", "meta", "saved", "session_id", "task")
 
     def __init__(self, session_id: str | None, meta: dict[str, str]) -> None:
         self.session_id, self.meta = session_id, meta
@@ -32,6 +32,7 @@ class Entry:
         self.saved = self.began = self.cancelled = self.driven = False
         self.finished_at = 0.0
         self.task: asyncio.Task[None] | None = None
+        self.answered: dict[str, int] = {}  # keys of requests with answers → number of the newest event when they were taken
 
 
 class Runs:
@@ -69,6 +70,22 @@ class Runs:
         if entry is None:
             raise NotFound(f"this node has no run {run_id[:60]!r}")
         return entry
+
+    async def answer(self, run_id: str, answers: Sequence[model.ToolAnswer], key: str | None) -> int:
+        """Answer calls that it waits for, once for each key. Returns the number of its newest event at that moment.
+
+        The key is remembered here, where the answers are taken: a server may die before it knows whether they were.
+        Raises NotFound, BadRequest, Conflict; then none is taken.
+        """
+        entry = self.entry(run_id)
+        if key is not None and (number := entry.answered.get(key)) is not None:
+            return number
+        await self._engine.answer(run_id, answers)
+        number = len(entry.log.records)
+        if key is not None and answers:
+            entry.answered[key] = number
+        entry.log.go_on()
+        return number
 
     def interrupt(self, run_id: str) -> None:
         """Like Ctrl-C; a run that waits for its turn is not begun any more."""

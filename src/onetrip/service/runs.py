@@ -15,7 +15,7 @@ import msgspec
 from onetrip import model
 from onetrip.admission import Admission
 from onetrip.engine import new_run_id
-from onetrip.errors import Conflict, NotFound, OnetripError, Overloaded, PlatformError, SessionGone, Unavailable
+from onetrip.errors import BadRequest, Conflict, NotFound, OnetripError, Overloaded, PlatformError, SessionGone, Unavailable
 from onetrip.node import messages
 from onetrip.node.client import NodeLost
 from onetrip.schema import CellRequest, RunRequest
@@ -166,7 +166,8 @@ class Runs:
             run.begun.set()  # the call below is on its way before anybody who waits for this can ask for events
             item = await node.run(body)
             while (facts := _facts.decode(item.data)).status == "waiting":
-                self._pause(run, item.data, item.number)
+                if item.number > run.answered:
+                    self._pause(run, item.data, item.number)
                 item = await node.run(messages.Follow(run.id, item.number, last_only=True))
         except NodeLost as err:
             await self._finish_by_us(run, "lost", model.ProgramError("SandboxLost", str(err)))
@@ -226,41 +227,47 @@ class Runs:
     async def answer(
         self, caller: Caller, run_id: str, answers: Sequence[model.ToolAnswer], fingerprint: str, *, idempotency_key: str | None
     ) -> tuple[Run, int]:
-        """Answer calls that a run waits for. Returns the run, and the number of the event that said that it waits.
+        """Answer calls that a run waits for. Returns the run, and the number of its newest event when they were taken.
 
-        Raises NotFound, BadRequest, Conflict, Overloaded; then none is taken.
+        The same again with its key does nothing, and has the same end: the server may have died before it could say so. Raises
+        NotFound, BadRequest, Conflict, Overloaded; then none is taken.
         """
         run = self._known(caller, run_id)
-        number = run.number if run is not None else 0
-        if run is None:
-            await self.result(caller, run_id)  # raises where there is none
+        found = None if run is not None else await self.result(caller, run_id)  # raises where there is none
+        is_new = False
         try:
+            is_new = idempotency_key is None or self._store.claim(caller.tenant, idempotency_key, fingerprint, run_id) is None
             if run is None or run.outcome.done():
-                raise Conflict("this run has ended and waits for nothing", hint="Its result says how.")
-            if idempotency_key is not None:
-                self._store.claim(caller.tenant, idempotency_key, fingerprint, run_id)
-            if run.ticket is not None:
-                await run.ticket.resume()
-            so_far = self._goes_on(run)
-            try:
-                await self._nodes.client.call(messages.AnswerCalls(run_id, tuple(answers)))
-            except BaseException:
-                if so_far is not None and run.so_far is None and not run.outcome.done():
-                    self._pause(run, so_far, run.number)
-                raise
-        except Conflict as err:
-            self._observer.answers_refused(run_id, err)
-            if (
-                run is None
-                or idempotency_key is None
-                or self._store.claim(caller.tenant, idempotency_key, fingerprint, run_id) is None
-            ):
-                raise  # else the answers were taken when this request came before
+                if is_new:
+                    raise Conflict("this run has ended and waits for nothing", hint="Its result says how.")
+                run = run or _ended(caller, run_id, found)
+                return run, run.answered
+            return run, await self._give(run, answers, idempotency_key)
         except OnetripError as err:
+            if isinstance(err, _REFUSED) and is_new and idempotency_key is not None:
+                self._store.unclaim(caller.tenant, idempotency_key, run_id)  # else the same again would count as taken
             self._observer.answers_refused(run_id, err)
             raise
-        assert run is not None  # what has ended was refused
-        return run, number
+
+    async def _give(self, run: Run, answers: Sequence[model.ToolAnswer], key: str | None) -> int:
+        if run.ticket is not None:
+            await run.ticket.resume()
+        so_far = self._goes_on(run)
+        try:
+            number: int = await self._nodes.client.call(messages.AnswerCalls(run.id, tuple(answers), key))
+        except BaseException:
+            self._waits_still(run, so_far)
+            raise
+        run.answered = max(run.answered, number)
+        if run.so_far is not None and run.number <= number:  # we heard only now that it had waited: after a restart, for one
+            self._goes_on(run)
+        self._waits_still(run, so_far)  # these answers came before, and it waits for others
+        return number
+
+    def _waits_still(self, run: Run, so_far: bytes | None) -> None:
+        """If it did before these answers, and nothing has changed since."""
+        if so_far is not None and run.so_far is None and run.number > run.answered and not run.outcome.done():
+            self._pause(run, so_far, run.number)
 
     async def _finish(self, run: Run, data: bytes, facts: Facts) -> None:
         """Give the result to who waits, and to the database. Until it is there it is found here, or by the next server in the node."""
@@ -375,6 +382,18 @@ def _body(run: Run, spec: model.SessionSpec | None, cell: model.Cell, files: dic
 
 
 _ANSWER_FIRST: Final = "POST /v1/runs/{id}/tool_results answers them; or interrupt that run."
+
+
+_REFUSED: Final = BadRequest, Conflict, NotFound, Overloaded  # nothing was done
+
+
+def _ended(caller: Caller, run_id: str, found: bytes | Run | None) -> Run:
+    """A run of which there is only its result."""
+    if isinstance(found, Run):
+        return found
+    run = Run(run_id, None, Meta(caller.tenant, 0.0), asyncio.get_running_loop().create_future(), "running")
+    run.finish(found or b"null")
+    return run
 
 
 def _one_less(session: Session) -> None:
