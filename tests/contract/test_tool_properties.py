@@ -95,9 +95,7 @@ def test_a_run_waits_again_for_what_is_left_when_the_program_gave_a_call_up(ot):
         "import asyncio\nawait ask(0, 0)\nawait asyncio.to_thread(ask, 0, 0)",
         "import asyncio\nasyncio.run(asyncio.to_thread(ask, 0, 0))",
         "import asyncio\n(await asyncio.gather(ask(0, 0), asyncio.to_thread(ask, 0, 1)))[1]",
-        "import asyncio\nfrom concurrent.futures import ThreadPoolExecutor\n"
-        "def pool():\n    with ThreadPoolExecutor(2) as p:\n        return max(p.map(lambda x: ask(0, x), range(3)))\n"
-        "await asyncio.to_thread(pool)",
+        "import asyncio\nfrom concurrent.futures import ThreadPoolExecutor as Pool\ndef pool():\n    with Pool(2) as p:\n        return max(p.map(lambda x: ask(0, x), range(3)))\nawait asyncio.to_thread(pool)",
     ],
 )
 def test_a_run_waits_when_threads_wait_and_the_event_loop_waits_for_them(ot, code):

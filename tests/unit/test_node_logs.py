@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from onetrip.model import Stdout
+from onetrip.model import Done, Isolation, Result, Stdout
 from onetrip.node.logs import Log
 from onetrip.node.messages import WINDOW_BYTES
 
@@ -56,5 +56,29 @@ def test_a_reader_that_leaves_lets_the_run_go_on():
         assert not making.done()
         await reader.aclose()
         await asyncio.wait_for(making, 5)
+
+    asyncio.run(main())
+
+
+@pytest.mark.spec("TOL-82")
+def test_who_comes_after_an_answer_is_not_told_that_the_run_waits():
+    """A call that was allowed is on its way, and no event says so until it has ended."""
+
+    async def main() -> None:
+        log = Log()
+        await log.put(Stdout("x"))
+        await log.put(Done(Result(id="run_1", session_id=None, status="waiting", isolation=Isolation("jail", "strict", ()))))
+        assert [record.name async for record in log.read(0)] == ["stdout", "done"]
+        log.go_on()
+        reading, settling = log.read(0), asyncio.create_task(log.wait_settled())
+        assert (await anext(reading)).name == "stdout"
+        following = asyncio.ensure_future(anext(reading))
+        await turns()
+        assert not following.done()
+        assert not settling.done()
+        await log.put(Stdout("y"))
+        assert (await following).number == 3
+        log.end()
+        await settling
 
     asyncio.run(main())
