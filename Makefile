@@ -4,6 +4,7 @@
 #   make bench   the numbers, on this machine               make check   format, lint, types, layers, unit tests
 #   make soak    half an hour of a server under load, with faults on purpose; nothing may be lost or left
 #   make endurance  10,000 one-shots and 500 sessions with every violent end; then nothing may be left
+#   make endurance-tools  minutes of random programs with tools on a server that is killed every few seconds
 #   make bench-tools  forty tasks with tools: a loop of calls beside one program; the model is simulated
 #   make env     only set up                                make clean   remove what make made
 #   make vm-test  what touches control groups, in a virtual machine that has version 2 only: root, Debian, half an hour (docs/vm-test.md)
@@ -14,7 +15,7 @@
 
 SHELL := /bin/sh
 .DELETE_ON_ERROR:
-.PHONY: demo test check bench bench-tools endurance soak env clean attacks corpus vm-test
+.PHONY: demo test check bench bench-tools endurance endurance-tools soak env clean attacks corpus vm-test
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -52,6 +53,10 @@ bench-tools: $(MADE)-env
 # ten thousand one-shots and five hundred sessions with every violent end: some ten minutes
 endurance: $(MADE)-env
 	@$(BIN)/python bench/endurance.py
+
+# three minutes of random programs with tools, the server killed every few seconds
+endurance-tools: $(MADE)-test $(MADE)-env
+	@$(BIN)/python bench/tool_pauses.py
 
 # half an hour: a server at 80 % load with faults
 soak: $(MADE)-env

@@ -164,6 +164,7 @@ def test_functions_that_wait_for_each_other_or_that_the_program_gave_up_cost_no_
     async def main():
         may = asyncio.Event()
 
+        @onetrip.tool(timeout_s=2 * SECONDS)  # so that no deadline helps
         async def first() -> str:
             await may.wait()
             return "first"
@@ -172,6 +173,7 @@ def test_functions_that_wait_for_each_other_or_that_the_program_gave_up_cost_no_
             may.set()
             return "second"
 
+        @onetrip.tool(timeout_s=2 * SECONDS)
         async def never() -> None:
             await asyncio.Event().wait()
 
