@@ -5,8 +5,10 @@ for all, and hands the reading over when it has its own answer; an event loop re
 
 The program is *blocked* when nothing in it can go on but by an answer of the caller's: every event loop has nothing ready and no timer but
 those that guard a wait, and every other thread waits without a limit, here or for another thread. Then the host is told (`Blocked`).
+Where a thread waits is seen by its frame, or by the system call that it sleeps in; a daemon thread may look around from time to time.
 """
 
+import platform
 import sys
 import threading
 from _thread import _count as other_threads  # type: ignore[attr-defined]  # how many there are beside the main thread
@@ -22,7 +24,9 @@ from .interrupts import block_all, restore
 from .own import OWN as __builtins__  # noqa: F401  # see own.py
 
 _modules: Final = sys.modules  # the program may rebind sys.modules
-_LOOK_S: Final = 0.02  # between two looks at the other threads
+_LOOK_S: Final = 0.02  # between two looks at the other threads …
+_REST_S: Final = 0.2  # … once the host was told
+_FUTEX: Final = {"x86_64": b"202", "aarch64": b"98"}.get(platform.machine(), b"none")
 _frames: Final = sys._current_frames  # pyright: ignore[reportPrivateUsage]
 # Where a thread waits without a limit, if `timeout` there is None; these wait for others, or for nothing.
 _WAITS: Final = tuple(
@@ -185,7 +189,8 @@ class Calls:
             else:
                 if self._slow and self._others_wait():
                     self._tell_if_blocked()
-                self._channel.pull(self._inbox, wait_s=_LOOK_S)
+                is_told = self._slow and (self._asked, self._answered) == self._told
+                self._channel.pull(self._inbox, wait_s=_REST_S if is_told else _LOOK_S)
         self._pass_on()
 
     def _pass_on(self) -> None:
@@ -285,7 +290,7 @@ class Calls:
     def _others_wait(self) -> bool:
         """Whether every other thread waits without a limit."""
         me = threading.get_ident()
-        return all(ident == me or _waits(frame) for ident, frame in _frames().items())
+        return all(ident == me or _waits(frame, ident) for ident, frame in _frames().items())
 
 
 class _Selector:
@@ -298,13 +303,7 @@ class _Selector:
         if timeout is not None and timeout <= 0:
             return self._inner.select(timeout)
         again = self._calls.idles(self._loop)
-        return self._sleep(
-            timeout if again is None else again if timeout is None else min(timeout, again), _only_guards(self._loop)
-        )
-
-    def _sleep(self, timeout: float | None, idle: bool) -> Any:  # noqa: ARG002
-        """`idle` is read by other threads, see `_waits`."""
-        return self._inner.select(timeout)
+        return self._inner.select(timeout if again is None else again if timeout is None else min(timeout, again))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
@@ -328,16 +327,40 @@ def _is_guard(callback: Any) -> bool:
     )
 
 
-def _waits(frame: Any) -> bool:
+def _waits(frame: Any, ident: int) -> bool:
+    """Whether this thread waits for others, or for nothing, with no end of its own."""
     code = frame.f_code
-    if frame.f_back is not None and frame.f_back.f_code is _SELECT:  # in a selector's own `select`
-        found = frame.f_back.f_locals
-        return bool(found.get("idle")) and not found["self"]._loop._ready
+    if code is _WAIT or code is _PULL:
+        return True
+    if code.co_name == "select":
+        return _is_idle_loop(frame)
     if code is _CONDITION_WAIT and any(
         above is not None and above.f_code is _START for above in (frame.f_back, frame.f_back.f_back)
     ):
         return False  # for a thread that is just being started
-    return code is _WAIT or (code in _WAITS and frame.f_locals.get("timeout") in (None, -1))
+    thread: Any = threading._active.get(ident)  # type: ignore[attr-defined]
+    if code in _WAITS:
+        return frame.f_locals.get("timeout") in (None, -1) or (code is _CONDITION_WAIT and thread is not None and thread.daemon)
+    return thread is not None and _waits_for_lock(thread.native_id)
+
+
+def _is_idle_loop(frame: Any) -> bool:
+    """Whether this frame, in a selector, is that of an event loop which nothing but others will wake."""
+    above = frame.f_back
+    if above is not None and above.f_code is _SELECT:
+        above = above.f_back
+    return above is not None and above.f_code.co_qualname == "BaseEventLoop._run_once" and _only_guards(above.f_locals["self"])
+
+
+def _waits_for_lock(native_id: int) -> bool:
+    """Whether this thread sleeps until another one wakes it: locks are taken in C, so no frame tells. Whoever waits for the interpreter does
+    so with a limit."""
+    try:
+        with open(f"/proc/self/task/{native_id}/syscall", "rb") as file:
+            fields = file.read().split()
+    except OSError:
+        return False
+    return len(fields) > 4 and fields[0] == _FUTEX and fields[4] == b"0x0"  # futex(2): the fourth argument is the limit
 
 
 def _fulfil(future: Any, outcome: Outcome) -> None:
@@ -355,4 +378,5 @@ def _release(lock: Any) -> None:
 _CONDITION_WAIT: Final = threading.Condition.wait.__code__
 _START: Final = threading.Thread.start.__code__
 _WAIT: Final = Calls.wait.__code__
-_SELECT: Final = _Selector._sleep.__code__  # pyright: ignore[reportPrivateUsage]
+_PULL: Final = Channel.pull.__code__
+_SELECT: Final = _Selector.select.__code__
