@@ -20,15 +20,14 @@ from typing import Any
 
 import httpx
 
-TESTS = Path(__file__).resolve().parent.parent / "tests"
-sys.path.insert(0, str(TESTS))
-
-import servers
-import tool_programs
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 import onetrip
+import servers
+import tool_programs
 from onetrip.client import core
 
+TESTS = Path(__file__).resolve().parent.parent / "tests"
 CONFIG = f'warm = 2\n[tools]\nfunctions = ["tool_programs:compute"]\npython_path = ["{TESTS}"]\n[tools.options.compute]\neffect = "pure"\n'
 TYPES: dict[type, str] = {ValueError: "error", PermissionError: "denied", TimeoutError: "timeout"}
 LIMITS = {"wall_s": 240}

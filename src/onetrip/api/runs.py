@@ -18,6 +18,7 @@ from onetrip.telemetry import note
 from onetrip.tenants import Caller
 
 MAX_WAIT_S: Final = 60
+NOT_APPROVED: Final = ToolFailure("nobody allowed this call", "denied", code="not_approved")
 Asked = TypeVar("Asked", bound=CellRequest)
 JSON: Final = "application/json"
 

@@ -16,7 +16,7 @@ from _thread import allocate_lock
 from collections import deque
 from concurrent.futures import thread as executor_threads
 from posix import getpid
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from .. import wire
 from .channel import Channel
@@ -338,9 +338,11 @@ def _waits(frame: Any, ident: int) -> bool:
         above is not None and above.f_code is _START for above in (frame.f_back, frame.f_back.f_back)
     ):
         return False  # for a thread that is just being started
-    thread: Any = threading._active.get(ident)  # type: ignore[attr-defined]
+    thread = cast("Any", threading)._active.get(ident)
     if code in _WAITS:
-        return frame.f_locals.get("timeout") in (None, -1) or (code is _CONDITION_WAIT and thread is not None and thread.daemon)
+        return frame.f_locals.get("timeout") in (None, -1) or (
+            code is _CONDITION_WAIT and thread is not None and bool(thread.daemon)
+        )
     return thread is not None and _waits_for_lock(thread.native_id)
 
 
