@@ -176,9 +176,10 @@ class Calls:
     # ------------------------------------------------------------------ answers
 
     def answer(self, answers: Sequence[ToolAnswer]) -> None:
-        """Answer pending calls, some or all; to an approval, a value is the permission. All are taken or none.
+        """Answer pending calls, some or all; to an approval, true is the permission, and false a denial. All are taken or none.
 
-        Raises BadRequest for an id that was never pending or comes twice, or a value too large; Conflict for one that is not any more.
+        Raises BadRequest for an id that was never pending or comes twice, or a value too large or not of its kind; Conflict for one that
+        is not pending any more.
         """
         seen: set[str] = set()
         for answer in answers:
@@ -193,11 +194,18 @@ class Calls:
                 raise BadRequest(
                     f"results: the value of {answer.id!r} has {len(answer.value):,} bytes; the most is {MAX_VALUE_BYTES:,}"
                 )
+            if self._pending[answer.id].kind == "approval" and answer.error is None and answer.value not in {b"true", b"false"}:
+                raise BadRequest(
+                    f"results: {answer.id!r} waits for approval, and its answer is no yes or no", field="results", hint=_YES_OR_NO
+                )
         self._moves()
         for answer in answers:
             call = self._pending.pop(answer.id)
             if call.kind == "approval" and answer.error is None:
-                self._proceed(call)
+                if answer.value == b"true":
+                    self._proceed(call)
+                else:
+                    self._answer(call, ToolAnswer(call.id, error=NOT_APPROVED))
             else:
                 self._answer(call, answer)
         self._look()  # the program hears nothing of a permission, so it will not say again that it is blocked
@@ -366,5 +374,7 @@ def _failure(call: _Call, message: str, *, code: str) -> ToolAnswer:
     return ToolAnswer(call.id, error=ToolFailure(message, code=code))
 
 
+NOT_APPROVED: Final = ToolFailure("nobody allowed this call", "denied", code="not_approved")
+_YES_OR_NO: Final = "Send true to allow the call; false, or an error, to deny it. The tool itself gives the value."
 _LATE: Final = "It was answered before, or the program does not wait for it any more; the result says what waits now."
 _UNKNOWN: Final = "`pending` in the result lists the ids that wait."

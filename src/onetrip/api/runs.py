@@ -9,7 +9,8 @@ from starlette.responses import Response
 
 from onetrip.api.events import PING_S, EventStream, stop, wait_left
 from onetrip.api.requests import body, caller, idempotency_key, service, whole_number
-from onetrip.errors import BadRequest
+from onetrip.calls import NOT_APPROVED
+from onetrip.errors import BadRequest, OnetripError
 from onetrip.model import ToolAnswer, ToolFailure
 from onetrip.schema import CellRequest, Pending, RunRequest, ToolResult, ToolResultsRequest
 from onetrip.service import specs
