@@ -13,8 +13,8 @@ import collections
 import math
 import os
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from typing import Final
 
 import msgspec
@@ -33,9 +33,11 @@ _MAX_RETRY_S: Final = 60.0
 class Ticket:
     """A slot to run in, for as long as the `with` lasts; while a run waits for its caller, another may have it."""
 
-    def __init__(self, queue_ms: float, release: Callable[[], None], take: Callable[[], Awaitable[None]]) -> None:
+    def __init__(
+        self, queue_ms: float, release: Callable[[], None], take: Callable[[], Awaitable[None]], grant: Callable[[], None]
+    ) -> None:
         self.queue_ms = queue_ms
-        self._release, self._take = release, take
+        self._release, self._take, self._grant = release, take, grant
         self._taking = asyncio.Lock()
         self.held = True
 
@@ -49,7 +51,15 @@ class Ticket:
         async with self._taking:
             if not self.held:
                 await self._take()
+                if self.held:  # it was seized meanwhile
+                    self._release()
                 self.held = True
+
+    def seize(self) -> None:
+        """Have a slot at once, also if there is none: the run goes on by itself. What comes after waits until there are enough again."""
+        if not self.held:
+            self.held = True
+            self._grant()
 
 
 class Seat(msgspec.Struct, frozen=True, eq=False):
@@ -191,7 +201,7 @@ class Admission:
             asked = self._clock()
             await self._slot(tenant)
             began = self._clock()
-            ticket = Ticket((began - asked) * 1000, lambda: self._release(tenant), lambda: self._slot(tenant))
+            ticket = self._ticket(tenant, (began - asked) * 1000)
             try:
                 yield ticket
             finally:
@@ -200,6 +210,20 @@ class Admission:
         finally:
             if limits is not None:
                 tenant.take(limits, -1)
+
+    @contextmanager
+    def adopt_run(self, name: str) -> Generator[Ticket]:
+        """The same for a run that is on its way already, as after a restart: it counts, and is never refused."""
+        tenant = self._tenant(name)
+        self._grant(tenant)
+        ticket = self._ticket(tenant, 0.0)
+        try:
+            yield ticket
+        finally:
+            ticket.suspend()
+
+    def _ticket(self, tenant: _Tenant, queue_ms: float) -> Ticket:
+        return Ticket(queue_ms, lambda: self._release(tenant), lambda: self._slot(tenant), lambda: self._grant(tenant))
 
     async def _slot(self, tenant: _Tenant) -> None:
         if self._running < self._max_running:  # then nobody waits: a slot that becomes free is handed on at once

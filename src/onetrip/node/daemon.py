@@ -24,6 +24,7 @@ from onetrip.node.runs import Runs
 
 EMPTY_LEASE_S: Final = 5.0  # with nothing worth keeping
 FIRST_CONNECTION_S: Final = 30.0  # a server that does not connect after starting us is dead
+MOVES: Final = frozenset({"tool_call", "tool_result", "done"})
 _PAGE: Final = os.sysconf("SC_PAGESIZE")
 T = TypeVar("T")
 _decoder: Final = msgspec.msgpack.Decoder(messages.ToNode)
@@ -195,9 +196,10 @@ class Connection:
                 entry = node.runs.begin(msgspec.structs.replace(body, cell=cell))
                 await self._last(id, entry.log)
                 return
-            case messages.Follow(run_id, after, last_only):
+            case messages.Follow(run_id, after, last_only, moves):
                 log = node.runs.entry(run_id).log
-                await (self._last(id, log, after) if last_only else self._items(id, log, after))
+                send = self._last if last_only else self._moves if moves else self._items
+                await send(id, log, after)
                 return
             case messages.Open(session_id, spec, files, meta):
                 await node.once(session_id, lambda: node.open(session_id, spec, files, meta))
@@ -252,6 +254,16 @@ class Connection:
                 break  # else it waited, and has gone on before we were here
         await self._link.wait_room()
         self._link.send(messages.Item(id, record.number, record.name, record.data, last=True))
+
+    async def _moves(self, id: int, log: Log, after: int) -> None:  # noqa: A002 - the name on the wire
+        """The first event that shows that a run that waited goes on, or has ended. A thread of it may have printed all the while."""
+        async with contextlib.aclosing(log.read(after)) as records:
+            async for record in records:
+                if record.name in MOVES:
+                    await self._link.wait_room()
+                    self._link.send(messages.Item(id, record.number, record.name, record.data, last=True))
+                    return
+        raise log.failure or PlatformError("the run ended without a result")
 
     async def _items(self, id: int, log: Log, after: int) -> None:  # noqa: A002 - the name on the wire
         credit = self._credits[id] = _Credit()

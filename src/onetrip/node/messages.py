@@ -59,7 +59,7 @@ class Run(Message, frozen=True):
 
 
 class Follow(Message, frozen=True):
-    """→ every event of a run with a number above `after`, or (`last_only`) the last one.
+    """→ every event of a run with a number above `after`, or (`last_only`) the last one, or (`moves`) the first that a run that waits cannot make.
 
     The last one is its result, or that it waits, if nothing came after that.
     """
@@ -67,6 +67,7 @@ class Follow(Message, frozen=True):
     run_id: str
     after: int = 0
     last_only: bool = False
+    moves: bool = False
 
 
 class Interrupt(Message, frozen=True):

@@ -59,7 +59,15 @@ class Runs:
                 run = self._new(held.id, held.session_id, Meta.read(held.meta))
                 run.state = "running"
                 run.begun.set()
-                self._owned.spawn(self._carry(run, messages.Follow(held.id, last_only=True)))
+                self._owned.spawn(self._adopted(run, messages.Follow(held.id, last_only=True)))
+
+    async def _adopted(self, run: Run, body: messages.Follow) -> None:
+        """It holds a slot as long as it does not wait, and its session is in use in any case."""
+        async with contextlib.AsyncExitStack() as stack:
+            if run.session_id is not None and (session := self._sessions.live(run.session_id)) is not None:
+                await stack.enter_async_context(self._sessions.using(session))
+            run.ticket = stack.enter_context(self._admission.adopt_run(run.meta.tenant))
+            await self._carry(run, body)
 
     def unfinished(self) -> list[Run]:
         return [run for run in self._open.values() if not run.outcome.done()]
@@ -168,7 +176,11 @@ class Runs:
             while (facts := _facts.decode(item.data)).status == "waiting":
                 if item.number > run.answered:
                     self._pause(run, item.data, item.number)
-                item = await node.run(messages.Follow(run.id, item.number, last_only=True))
+                item = await node.run(messages.Follow(run.id, item.number, moves=True))
+                if item.name != "done":
+                    if self._goes_on(run) is not None and run.ticket is not None:
+                        run.ticket.seize()  # by itself: it cannot be held up, but it counts
+                    item = await node.run(messages.Follow(run.id, item.number, last_only=True))
         except NodeLost as err:
             await self._finish_by_us(run, "lost", model.ProgramError("SandboxLost", str(err)))
         except OnetripError as err:

@@ -78,6 +78,10 @@ class Sessions:
         if (session := self._live.get(session_id)) is not None:
             session.waits = run_id
 
+    def live(self, session_id: str) -> Session | None:
+        """Whosever it is."""
+        return self._live.get(session_id)
+
     def all(self) -> list[Session]:
         return list(self._live.values())
 
