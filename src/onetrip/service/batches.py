@@ -12,9 +12,11 @@ import msgspec
 from onetrip.errors import Forbidden, NotFound, OnetripError
 from onetrip.model import Result, ToolRequest
 from onetrip.schema import CellRequest, RunRequest
+from onetrip.service import specs
 from onetrip.service.records import Run
 from onetrip.service.runs import Runs
 from onetrip.service.toolcalls import ToolCalls
+from onetrip.store import Store
 from onetrip.tenants import Caller
 from onetrip.tools.batch import BatchItem, BatchRequest, ItemResult, Outcome, plan, run_batch
 
@@ -23,15 +25,18 @@ _result: Final = msgspec.json.Decoder(Result)
 
 
 class Batches:
-    def __init__(self, runs: Runs, tools: ToolCalls) -> None:
-        self._runs, self._tools = runs, tools
+    def __init__(self, runs: Runs, tools: ToolCalls, store: Store) -> None:
+        self._runs, self._tools, self._store = runs, tools, store
 
     def run(self, caller: Caller, request: BatchRequest, *, idempotency_key: str | None) -> AsyncGenerator[ItemResult]:
-        """Results as they come; closing the generator cancels what runs. Raises BadRequest at once for a batch that cannot be.
+        """Results as they come; closing the generator cancels what runs. Raises BadRequest at once for a batch that cannot be, and
+        Conflict where the key was another request's.
 
         Under an idempotency key each cell, and each call that changes something, is made once, however often the batch comes.
         """
         batch = plan(request)
+        if idempotency_key is not None:
+            self._store.claim(caller.tenant, idempotency_key, specs.fingerprint("batch", request), "batch")
         told = secrets.token_hex(16) if idempotency_key is None else f"{caller.tenant}\0{idempotency_key}"
         batch_id = f"bat_{hashlib.sha256(told.encode()).hexdigest()[:24]}"
         allowed = {tool.name: tool for tool in self._tools.tools(caller.tools)}

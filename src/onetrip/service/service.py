@@ -55,7 +55,7 @@ class Service:
         self.runs = Runs(
             settings, store, self.admission, self.nodes, observer, self.audit, self._owned, self.sessions, self.tools, clock
         )
-        self.batches = Batches(self.runs, self.tools)
+        self.batches = Batches(self.runs, self.tools, store)
         self.siblings = Siblings(store, self.admission, self.nodes, self._owned, self.sessions)
         self._janitor = Janitor(settings, store, self.sessions, self.runs, clock)
         self._support: Support | None = None

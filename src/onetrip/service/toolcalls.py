@@ -21,7 +21,7 @@ from onetrip.service.owned import Owned
 from onetrip.store import Store
 from onetrip.tools import Toolbox
 
-_UNKNOWN: Final = "the server died while this call was being made, so it may have been made or not. It is not made again. Look what is there before you go on."
+_UNKNOWN: Final = "this call was begun before, and the server died or whoever asked went away before it had an answer, so it may have been made or not. It is not made again. Look what is there before you go on."
 _NOT_MADE: Final = "the call could not be entered in the server's database, so it was not made"
 _encode: Final = msgspec.json.Encoder().encode
 
@@ -32,6 +32,7 @@ class ToolCalls:
     def __init__(self, toolbox: Toolbox | None, store: Store, nodes: Nodes, owned: Owned, observer: Observer) -> None:
         self._toolbox, self._store, self._nodes, self._owned, self._observer = toolbox, store, nodes, owned, observer
         self._running: dict[tuple[str, str], asyncio.Task[None]] = {}
+        self._made: dict[tuple[str, str], asyncio.Task[ToolAnswer]] = {}  # for batches
 
     def tools(self, *allowed: Sequence[str] | None) -> tuple[Tool, ...]:
         """Those that every one of these lists of patterns allows; None allows all."""
@@ -56,7 +57,16 @@ class ToolCalls:
                     task.cancel()
 
     async def call(self, request: ToolRequest) -> ToolAnswer:
-        """One that a batch makes. Cancelling it cancels the tool."""
+        """One that a batch makes. Cancelling it cancels the tool; who asks for the same call meanwhile gets the same answer."""
+        key = request.run_id, request.id
+        if (making := self._made.get(key)) is None:
+            making = self._made[key] = asyncio.create_task(self._observed(request))
+            making.add_done_callback(lambda _: self._made.pop(key, None) and None)
+            return await making
+        await asyncio.wait((making,))
+        return _unknown(request) if making.cancelled() else making.result()
+
+    async def _observed(self, request: ToolRequest) -> ToolAnswer:
         began = time.monotonic()
         answer = await self._answer(request)
         self._observer.tool_called(request, answer, time.monotonic() - began)
@@ -69,7 +79,7 @@ class ToolCalls:
             task.add_done_callback(lambda _: self._running.pop(key, None) and None)
 
     async def _serve(self, request: ToolRequest) -> None:
-        answer = await self.call(request)
+        answer = await self._observed(request)
         try:
             self._nodes.client.told(request.run_id, answer)
         except OnetripError:
@@ -91,10 +101,14 @@ class ToolCalls:
         if isinstance(known, bytes):
             return msgspec.json.decode(known, type=ToolAnswer)
         if known == "begun":
-            return ToolAnswer(request.id, error=ToolFailure(_UNKNOWN, code="outcome_unknown"))
+            return _unknown(request)
         answer = await toolbox.ask(request)
         try:
             self._store.calls.end(request.run_id, request.id, _encode(answer))
         except Unavailable as err:  # it was made, and the program hears so; only the next server would not know
             self._observer.not_saved(err)
         return answer
+
+
+def _unknown(request: ToolRequest) -> ToolAnswer:
+    return ToolAnswer(request.id, error=ToolFailure(_UNKNOWN, code="outcome_unknown"))
