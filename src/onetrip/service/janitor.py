@@ -16,6 +16,7 @@ EVERY_S: Final = 1.0
 PRUNE_EVERY_S: Final = 60.0
 KEEP_ENDED_S: Final = 7 * 86_400.0  # how long we know why a session ended
 KEEP_CLAIMS_S: Final = 86_400.0  # how long an idempotency key is remembered
+KEEP_CALLS_S: Final = 31 * 86_400.0  # what tools answered: as long as a run may wait, and longer than a batch's idempotency key
 AT_ONCE: Final = 8  # sessions ended for memory before we look again
 
 
@@ -61,6 +62,7 @@ class Janitor:
                 (self._store.prune_runs, now - self._settings.keep_results_s),
                 (self._store.prune_sessions, now - KEEP_ENDED_S),
                 (self._store.prune_claims, now - KEEP_CLAIMS_S),
+                (self._store.calls.prune, now - KEEP_CALLS_S),
             ):
                 while prune(before) == PRUNE_ROWS:  # each takes its turn with who writes results
                     pass
