@@ -19,7 +19,6 @@ from onetrip.telemetry import note
 from onetrip.tenants import Caller
 
 MAX_WAIT_S: Final = 60
-NOT_APPROVED: Final = ToolFailure("nobody allowed this call", "denied", code="not_approved")
 Asked = TypeVar("Asked", bound=CellRequest)
 JSON: Final = "application/json"
 
@@ -118,10 +117,14 @@ async def interrupt_run(request: Request) -> Response:
 
 async def answer_tools(request: Request) -> Response:
     who, run_id = caller(request, "user"), request.path_params["rid"]
-    asked = await body(request, ToolResultsRequest)
+    try:
+        asked = await body(request, ToolResultsRequest)
+        answers = tuple(_answer_of(result, f"results[{i}]") for i, result in enumerate(asked.results))
+        fingerprint, key = specs.fingerprint(f"answers {run_id}", asked), idempotency_key(request)
+    except OnetripError as err:
+        service(request).tools.refused(run_id, err)
+        raise
     streamed = asked.stream or "text/event-stream" in request.headers.get("accept", "")
-    answers = tuple(_answer_of(result, f"results[{i}]") for i, result in enumerate(asked.results))
-    fingerprint, key = specs.fingerprint(f"answers {run_id}", asked), idempotency_key(request)
     run, number = await service(request).runs.answer(who, run_id, answers, fingerprint, idempotency_key=key)
     if streamed:
         return await _stream(request, who, run_id, number)

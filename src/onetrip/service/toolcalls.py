@@ -42,6 +42,10 @@ class ToolCalls:
                 box = box.allowed(patterns)
         return () if box is None else box.tools
 
+    def refused(self, run_id: str, error: OnetripError) -> None:
+        """Answers to a run that were not even understood."""
+        self._observer.answers_refused(run_id, error)
+
     def adopt(self, described: messages.Described) -> None:
         """Answer what the server before us was asked."""
         for request in described.calls:
