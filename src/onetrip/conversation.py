@@ -53,6 +53,7 @@ class Conversation:
         self._unread_bytes = 0
         self.protocol = wire.HostProtocol()
         self._tools = b""  # that the guest knows
+        self._had_tools = False  # it was told some, at any time
         self.ended: str | None = None
         self.fallen: str | None = None
 
@@ -111,7 +112,7 @@ class Conversation:
     async def tell_tools(self, catalogue: bytes) -> None:
         """Tell the guest what its program can call, if it does not know."""
         if catalogue != self._tools:
-            self._tools = catalogue
+            self._tools, self._had_tools = catalogue, True
             await self.send(wire.packets(wire.Tools((catalogue,))))
 
     async def send(self, packets: Iterable[bytes], fds: Sequence[int] = ()) -> None:
@@ -241,7 +242,7 @@ class Conversation:
     async def start_over(self) -> None:
         """See `timeline.Link`. Everybody who could write is gone by now."""
         self._moved = self._refusal = None
-        self._tools = _UNKNOWN  # what the next process knows is as old as it is
+        self._tools = _UNKNOWN if self._had_tools else b""  # what the next process knows is as old as it is
         self._clear_outgoing()
         self._next = None
         if self.ended is None:
