@@ -109,7 +109,7 @@ class Channel:
     def sending(self) -> Generator[str | None]:
         """Be the only one who sends; gives the run that is open, or None. Signals must be blocked."""
         with self._lock:
-            yield self._run  # None in a forked child, which left the channel
+            yield self._run if getpid() == self._pid else None  # a child that C code forked has not left the channel
 
     def put(self, packets: list[bytes]) -> None:
         """Send them. Only while `sending`."""
@@ -190,7 +190,7 @@ class Channel:
     def leave(self) -> None:
         """In a forked child: the channel is the parent's."""
         if self._fd >= 0 and getpid() != self._pid:
-            self._run = None
+            self._run, self._lock = None, allocate_lock()  # another thread may have held it when it was copied
             fd, self._fd = self._fd, -1
             self._socket.detach()
             close(fd)
