@@ -109,6 +109,11 @@ class Conversation:
             return False
         return True
 
+    def knows_as(self, origin: "Conversation") -> None:
+        """This guest comes from one of another conversation's checkpoints, and knows of tools what that one knew then."""
+        self._had_tools = origin._had_tools
+        self._tools = _UNKNOWN if self._had_tools else b""
+
     async def tell_tools(self, catalogue: bytes) -> None:
         """Tell the guest what its program can call, if it does not know."""
         if catalogue != self._tools:

@@ -120,8 +120,8 @@ class Worker:
 
     async def come_to_life(self, origin: "Worker", spawning: Awaitable[object], timeline: Timeline | None = None) -> None:
         """In place of `start`, `greet` and `remember`: a branch of another worker's session, or a sibling of it. Raises SandboxFailed."""
-        self.timeline, self.held, self._had_tools = timeline, origin.held, origin._had_tools
-        self._told = None if self._had_tools else b""
+        self.timeline, self.held = timeline, origin.held
+        self.talk.knows_as(origin.talk)
         self.talk.listen()
         self.sandbox.on_exit(self._on_exit)
         await spawning
