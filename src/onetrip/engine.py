@@ -22,6 +22,7 @@ from onetrip.removal import RunFolder
 from onetrip.seam import Ask, Contents
 from onetrip.sessions import Session
 from onetrip.shelf import Shelf
+from onetrip.tiers.base import SandboxDied
 from onetrip.tiers.jail import JailTier, reachable_level
 from onetrip.tiers.jail_probe import has_house, has_landlock, probe
 from onetrip.timeline import Timeline
@@ -102,12 +103,6 @@ class LocalEngine:
         # What a session will import is not known yet; the richest node costs it nothing but shared memory.
         node = next((name for name in ("plot", "pandas") if any(node.name == name for node in nodes)), nodes[-1].name)
         worker = await self._worker(pool, spec, node, files, is_session=True)
-        if spec.checkpoints and spec.threads == 1:
-            worker.remember(self._timeline(worker, spec))
-            if spec.siblings:
-                await sessions.keep_pristine(pool, worker)
-        elif spec.checkpoints:
-            worker.note = f"no checkpoint: the session asked for {spec.threads} threads, which do not survive a fork"
         session_id = session_id or new_session_id()
         self._sessions[session_id] = Session(spec, worker, Binding.of(spec, ask))
         return session_id
@@ -336,6 +331,17 @@ class LocalEngine:
         return found[1]
 
     async def _worker(self, pool: Pool, spec: SessionSpec, node: str, files: Contents, *, is_session: bool = False) -> Worker:
+        """A sandbox in which everything is done that comes before the program's first line. Raises what `open` raises.
+
+        One that dies meanwhile, above all because its zygote was killed, is made again, by another zygote if need be: nothing of the
+        program has run, so nobody can tell. Once: perhaps it dies of what was asked for.
+        """
+        try:
+            return await self._prepared(pool, spec, node, files, is_session=is_session)
+        except SandboxDied:
+            return await self._prepared(pool, spec, node, files, is_session=is_session)
+
+    async def _prepared(self, pool: Pool, spec: SessionSpec, node: str, files: Contents, *, is_session: bool) -> Worker:
         worker = await pool.acquire((spec.environment, node), spec.limits)
         try:
             if files:
@@ -347,10 +353,20 @@ class LocalEngine:
                 await pool.open_to_siblings(worker)
             asleep = sessions.asleep(spec) if is_session else 0
             worker.greet(spec.limits, spec.policy, asleep=asleep, threads=spec.threads, at_home=at_home)
+            if is_session:
+                await self._remember(worker, spec)
         except BaseException:
             await pool.discard(worker)
             raise
         return worker
+
+    async def _remember(self, worker: Worker, spec: SessionSpec) -> None:
+        if spec.checkpoints and spec.threads == 1:
+            worker.remember(self._timeline(worker, spec))
+            if spec.siblings:
+                await sessions.keep_pristine(worker)
+        elif spec.checkpoints:
+            worker.note = f"no checkpoint: the session asked for {spec.threads} threads, which do not survive a fork"
 
     async def _lose(self, session: Session, why: str) -> None:
         if session.gone is not None:

@@ -16,7 +16,7 @@ from onetrip.bindings import Binding
 from onetrip.errors import BadRequest, SandboxFailed, SessionGone, Unavailable
 from onetrip.model import SessionSpec
 from onetrip.pool import Pool
-from onetrip.tiers.base import Donation
+from onetrip.tiers.base import Donation, SandboxDied
 from onetrip.timeline import Sleeper, Timeline, spawn
 from onetrip.worker import Worker
 
@@ -76,17 +76,15 @@ async def add_branch(origin: Session, pool: Pool, timeline_of: Callable[[Worker,
     return Session(spec, worker, origin.binding and origin.binding.branch())
 
 
-async def keep_pristine(pool: Pool, worker: Worker) -> None:
-    """Keep the first checkpoint for siblings to come. Raises Unavailable or SandboxFailed, and the worker is discarded."""
-    try:
-        await worker.kept()
-        timeline = worker.timeline
-        if timeline is None or timeline.present is None:
-            raise Unavailable(f"the session can have no siblings: {timeline and timeline.note}")
-        timeline.keep_pristine()
-    except BaseException:
-        await pool.discard(worker)
-        raise
+async def keep_pristine(worker: Worker) -> None:
+    """Keep the first checkpoint for siblings to come. Raises Unavailable, SandboxDied."""
+    await worker.kept()
+    if worker.ended is not None:
+        raise SandboxDied(worker.ended)
+    timeline = worker.timeline
+    if timeline is None or timeline.present is None:
+        raise Unavailable(f"the session can have no siblings: {timeline and timeline.note}")
+    timeline.keep_pristine()
 
 
 async def add_sibling(origin: Session, pool: Pool) -> Session:

@@ -30,7 +30,7 @@ from onetrip.errors import BadRequest, Conflict, PlatformError, SandboxFailed
 from onetrip.model import Cell, Event, Limits, Policy, Result
 from onetrip.outcomes import Run, Stopped
 from onetrip.outputs import Backlog, Name, Outputs
-from onetrip.tiers.base import Exit, Sandbox
+from onetrip.tiers.base import Exit, Sandbox, SandboxDied
 from onetrip.timeline import Moved, Timeline
 from onetrip.wall import WallClock
 from onetrip.watchdog import Watchdog
@@ -61,13 +61,12 @@ class Worker:
         self._run: Run | None = None
         self._calls: Calls | None = None  # of that run
         self._cells = 0
-        self._greeted = False
         self.held: tuple[str, ...] = ()
         self.changes = files.Changes(self.workspace)
         self.watchdog = Watchdog(sandbox, on_limit=self._stop, on_idle=self._end)
         self.exit: Exit | None = None
         self.violation: str | None = None
-        self._closed = False
+        self._greeted = self._refused = self._closed = False
 
     @property
     def ended(self) -> str | None:
@@ -86,20 +85,20 @@ class Worker:
         return self.sandbox.isolation(self.held)
 
     async def start(self) -> None:
-        """Wait until the guest is ready. Raises SandboxFailed naming the step of the jail; the sandbox is then to be closed."""
+        """Wait until the guest is ready. Raises SandboxFailed naming the step of the jail, SandboxDied; the sandbox is then to be closed."""
         self.talk.listen()
         self.sandbox.on_exit(self._on_exit)
         if not await self.talk.wait_until(lambda: self.talk.protocol.state != "starting" or self.ended is not None, READY_S):
             raise SandboxFailed(f"the guest was not ready within {READY_S:.0f} s")
         if self.ended is not None:
-            raise SandboxFailed(self.ended)
+            raise (SandboxFailed if self._refused or self.violation is not None else SandboxDied)(self.ended)
         for prepare in (self.changes.begin, self.sandbox.look, self.outputs.resume):  # while nobody waits
             prepare()
 
     def greet(self, limits: Limits, policy: Policy, *, asleep: int = 0, threads: int = 1, at_home: bool = False) -> None:
-        """Set the limits, and tell the guest what is unusual about its session, before any user code. Once; raises SandboxFailed.
+        """Set the limits, and tell the guest what is unusual about its session, before any user code. Once.
 
-        `asleep`: how many checkpoints there may be, see `remember`. `threads`: of OpenMP and BLAS. `at_home`: it works in its home folder.
+        Raises SandboxFailed, SandboxDied; the sandbox is then to be closed. `asleep`: how many checkpoints there may be, see `remember`. `threads`: of OpenMP and BLAS. `at_home`: it works in its home folder.
         """
         modules = policy.modules
         try:
@@ -109,7 +108,8 @@ class Worker:
                 for packet in wire.packets(wire.Hello({"modules": told, "threads": threads, "at_home": at_home})):
                     self.sandbox.channel.send(packet)  # a guest that waits for it, so there is room
         except OSError as err:  # also when it died while it waited in the pool
-            raise SandboxFailed(f"the limits could not be set: {err}") from err
+            is_gone = isinstance(err, ProcessLookupError | FileNotFoundError | ConnectionError)
+            raise (SandboxDied if is_gone else SandboxFailed)(f"the limits could not be set: {err}") from err
         self._greeted = True
 
     def note_files(self) -> None:
@@ -337,6 +337,7 @@ class Worker:
             case wire.Ready():
                 self.held = message.held
             case wire.Refused():
+                self._refused = True
                 self._end(f"the jail's step “{message.step}” failed: {message.detail}")
             case wire.Goodbye():
                 self._end("the guest left")

@@ -5,7 +5,6 @@ import contextlib
 import json
 import os
 import secrets
-import signal
 import socket
 import subprocess
 import sys
@@ -14,11 +13,10 @@ from pathlib import Path
 
 import pytest
 
-import onetrip
 from onetrip import environments, wire
 from onetrip.errors import PlatformError, SandboxFailed
 from onetrip.jail import cgroup, control
-from onetrip.model import Cell, Done, Limits, Policy, Result, Started, Stdout
+from onetrip.model import Cell, Done, Limits, Policy, Result
 from onetrip.tiers.base import LaunchSpec
 from onetrip.tiers.jail import JailTier
 from onetrip.tiers.jail_zygote import ZygoteHandle
@@ -227,61 +225,6 @@ def test_a_second_host_beside_the_first_is_turned_away(run_dir):
         await tier.aclose()
 
     asyncio.run(main())
-
-
-# ---------------------------------------------------------------------------------------------------- a zygote that dies
-
-
-def parent_of(pid: int) -> int:
-    """0 for one that has ended meanwhile."""
-    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-        return int(Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[1])
-    return 0
-
-
-@pytest.mark.spec("END-02", "ISO-12")
-def test_sandboxes_of_a_zygote_that_was_killed_are_lost_and_the_next_run_works(descendants):
-    others = descendants(os.getpid())  # engines of other tests in this process
-
-    async def main() -> None:
-        async with onetrip.alocal(warm=0) as ot:
-            await ot.run("1")
-            async with ot.session() as session:
-                (launcher,) = (pid for pid in descendants(os.getpid()) - others if parent_of(pid) == os.getpid())
-                zygote = next(pid for pid in descendants(launcher) if parent_of(pid) == launcher)
-                events = [
-                    event
-                    async for event in killing(session.stream("print('on', flush=True)\nimport time; time.sleep(60)"), zygote)
-                ]
-                assert isinstance(events[0], Started)
-                result = events[-1].result
-                assert (result.status, result.error.type, result.session.survived) == ("lost", "SandboxLost", False)
-                with pytest.raises(onetrip.SessionGone):
-                    await session.run("1")
-            assert (await ot.run("1 + 1")).text == "2"
-
-    async def killing(events, pid):
-        async with contextlib.aclosing(events):
-            async for event in events:
-                if isinstance(event, Stdout):
-                    os.kill(pid, signal.SIGKILL)
-                yield event
-
-    asyncio.run(main())
-
-
-@pytest.mark.spec("END-02")
-def test_an_idle_session_of_a_zygote_that_was_killed_says_so(descendants, wait_until):
-    others = descendants(os.getpid())  # engines of other tests in this process
-    with onetrip.local(warm=0) as ot, ot.session() as session:
-        session.run("1")
-        (launcher,) = (pid for pid in descendants(os.getpid()) - others if parent_of(pid) == os.getpid())
-        tree = descendants(launcher)
-        os.kill(next(pid for pid in tree if parent_of(pid) == launcher), signal.SIGKILL)
-        assert wait_until(lambda: alive(tree) == [])
-        with pytest.raises(onetrip.SessionGone):
-            session.run("1")
-        assert ot.run("1 + 1").text == "2"
 
 
 @pytest.mark.spec("ISO-11")

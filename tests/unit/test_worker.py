@@ -28,7 +28,7 @@ from onetrip.model import (
     Stdout,
     Truncated,
 )
-from onetrip.tiers.base import Exit, Reading
+from onetrip.tiers.base import Exit, Reading, SandboxDied
 from onetrip.worker import Worker
 
 FINE = {"text": None, "value": None, "has_value": False, "error": None, "interrupted": False, "limit": None}
@@ -209,15 +209,15 @@ def test_the_guest_is_told_limits_and_policy_once(play):
 
 
 @pytest.mark.parametrize(
-    ("first", "words"),
+    ("first", "words", "died"),
     [
-        (wire.Refused("mount /proc", 1, "Operation not permitted"), "step “mount /proc” failed: Operation not permitted"),
-        (wire.Goodbye(), "broke the protocol"),
-        (wire.Ready(99, "3", ()), "broke the protocol"),
-        (None, "the guest's process ended"),
+        (wire.Refused("mount /proc", 1, "Operation not permitted"), "step “mount /proc” failed: Operation not permitted", False),
+        (wire.Goodbye(), "broke the protocol", False),
+        (wire.Ready(99, "3", ()), "broke the protocol", False),
+        (None, "the guest's process ended", True),
     ],
 )
-def test_a_guest_that_is_not_ready_is_a_failed_sandbox(tmp_path, first, words):
+def test_a_guest_that_is_not_ready_is_a_failed_sandbox(tmp_path, first, words, died):
     async def main():
         sandbox = FakeSandbox(tmp_path)
         one = Worker(sandbox)
@@ -226,8 +226,9 @@ def test_a_guest_that_is_not_ready_is_a_failed_sandbox(tmp_path, first, words):
             sandbox.die(Exit(code=1))
         else:
             await sandbox.send(first)
-        with pytest.raises(SandboxFailed, match=words):
+        with pytest.raises(SandboxFailed, match=words) as raised:
             await starting
+        assert isinstance(raised.value, SandboxDied) == died  # what is refused would be refused again
         await one.aclose()
         sandbox.die(Exit(code=0))
 
@@ -251,7 +252,7 @@ def test_a_guest_that_says_nothing_is_given_up(tmp_path, monkeypatch):
 def test_a_guest_that_died_in_the_pool_is_a_failed_sandbox(play):
     async def test(one, sandbox):
         sandbox.ends_before_limits = True
-        with pytest.raises(SandboxFailed, match="limits could not be set: the guest's process has ended"):
+        with pytest.raises(SandboxDied, match="limits could not be set: the guest's process has ended"):
             one.greet(Limits(), Policy())
 
     play(test, greet=False)

@@ -10,7 +10,12 @@ from typing import Any, Protocol
 
 import msgspec
 
+from onetrip.errors import SandboxFailed
 from onetrip.model import Isolation, Limits, Support
+
+
+class SandboxDied(SandboxFailed):
+    """Nothing was refused: its processes, or the zygote that was to fork them, ended before it was ready. Another attempt may do."""
 
 
 class LaunchSpec(msgspec.Struct, frozen=True, kw_only=True):

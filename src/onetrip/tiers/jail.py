@@ -3,7 +3,6 @@
 import asyncio
 import os
 import secrets
-import socket
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -16,7 +15,7 @@ from onetrip.model import Level, Limits, Support
 from onetrip.removal import RunFolder, remove_tree
 from onetrip.tiers import jail_probe
 from onetrip.tiers.base import Donation, Exit, LaunchSpec, Sandbox
-from onetrip.tiers.jail_room import Room
+from onetrip.tiers.jail_room import Room, channel_ends
 from onetrip.tiers.jail_sandbox import Fixed, JailSandbox
 from onetrip.tiers.jail_zygote import ISLAND, ZygoteHandle
 
@@ -26,6 +25,7 @@ UID_COUNT: Final = 0x1_0000
 GUEST_UIDS: Final = UID_COUNT - zygote.FIRST_UID
 SPARE_GROUPS: Final = 8
 DEFAULT_LIMITS: Final = Limits()
+ZYGOTE_DIED: Final = Exit(lost="the zygote that it was forked from died")
 ROTATE_AFTER: Final = 5000  # launches per zygote: its children share hash seed and address layout, so do not keep it for ever
 
 # The whole environment of a program. Threads: one, because a process with more cannot be forked safely (libgomp hangs).
@@ -166,7 +166,7 @@ class JailTier:
 
     def _lost(self, handle: ZygoteHandle) -> None:
         for sandbox in list(self._live[handle].values()):
-            sandbox.ended(Exit(lost="the zygote that it was forked from died"))
+            sandbox.ended(ZYGOTE_DIED)
 
     def _retire(self, environment: str, handle: ZygoteHandle) -> None:
         """Give it no more work; it ends when its last sandbox does."""
@@ -180,6 +180,10 @@ class JailTier:
         task = asyncio.ensure_future(handle.aclose())
         self._ending.add(task)
         task.add_done_callback(self._ending.discard)
+        task.add_done_callback(lambda _: self._forget(handle))
+
+    def _forget(self, handle: ZygoteHandle) -> None:
+        del self._live[handle], self._launched[handle]
 
     # ------------------------------------------------------------------ sandboxes
 
@@ -232,8 +236,14 @@ class JailTier:
         )
         room = Room(init, runner, proc)
         sandbox = JailSandbox(fixed, spec.limits, room, (channel, stdout, stderr, workspace), group=group, on_close=closed)
-        live[spec.id] = sandbox
+        self._enlist(handle, sandbox)
         return sandbox
+
+    def _enlist(self, handle: ZygoteHandle, sandbox: JailSandbox) -> None:
+        """From now on it is told how it ended; at once where its zygote died after it had answered, and before we heard the answer."""
+        self._live[handle][sandbox.id] = sandbox
+        if handle.lost:
+            sandbox.ended(ZYGOTE_DIED)
 
     async def branch(self, origin: Sandbox, spec: LaunchSpec) -> tuple[Sandbox, Donation]:
         assert isinstance(origin, JailSandbox)  # a tier gets back what it gave
@@ -252,7 +262,7 @@ class JailTier:
             raise
         if group is not None:
             group.close_procs()
-        host_ends, guest_ends = _ends(workspace)
+        host_ends, guest_ends = channel_ends(workspace)
         live = self._live[handle]
 
         def closed(group: cgroup.Group | None) -> None:
@@ -264,7 +274,7 @@ class JailTier:
         sandbox = of.branched(spec, ends, folder, group=group, on_close=closed, on_leave=lambda: handle.tell(gone))
         if of.ruleset >= 0:
             sandbox.ruleset = os.dup(ruleset)
-        live[spec.id] = sandbox
+        self._enlist(handle, sandbox)
         sandbox.room.at_end(lambda: live.pop(spec.id, None) and None)
         return sandbox, Donation((*guest_ends, ruleset), path)
 
@@ -279,7 +289,7 @@ class JailTier:
     def sibling(self, origin: Sandbox, spec: LaunchSpec, *, spawner: int) -> tuple[Sandbox, Donation]:
         assert isinstance(origin, JailSandbox)
         live = next(live for live in self._live.values() if origin.id in live)
-        host_ends, guest_ends = _ends(origin.workspace)
+        host_ends, guest_ends = channel_ends(origin.workspace)
         sandbox = origin.joined(spec, (*host_ends, os.dup(origin.workspace)), spawner=spawner)
         live[spec.id] = sandbox
         sandbox.room.at_end(lambda: live.pop(spec.id, None) and None)
@@ -359,17 +369,6 @@ class JailTier:
             cgroup.sweep(self._hierarchy)
         if self._run_folder is not None:
             self._run_folder.remove()
-
-
-def _ends(workspace: int) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
-    """Channel, stdout and stderr of a process to come, in a room that there is: the host's ends, and its own."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    (stdout, out), (stderr, err) = os.pipe(), os.pipe()
-    if os.geteuid() == 0:
-        owner = os.fstat(workspace)
-        for pipe in (out, err):
-            os.fchown(pipe, owner.st_uid, owner.st_gid)  # programs open /dev/stdout, which asks for the permission of the pipe
-    return (ours.detach(), stdout, stderr), (theirs.detach(), out, err)
 
 
 def _readable(environment: Environment) -> list[str]:

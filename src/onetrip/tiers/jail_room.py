@@ -9,6 +9,7 @@ import collections
 import contextlib
 import os
 import signal
+import socket
 import struct
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -253,3 +254,14 @@ async def wait_readable(fd: int, timeout_s: float) -> None:
         await asyncio.wait_for(ready, timeout_s)
     finally:
         loop.remove_reader(fd)
+
+
+def channel_ends(workspace: int) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+    """Channel, stdout and stderr of a process to come, in a room that there is: the host's ends, and its own."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    (stdout, out), (stderr, err) = os.pipe(), os.pipe()
+    if os.geteuid() == 0:
+        owner = os.fstat(workspace)
+        for pipe in (out, err):
+            os.fchown(pipe, owner.st_uid, owner.st_gid)  # programs open /dev/stdout, which asks for the permission of the pipe
+    return (ours.detach(), stdout, stderr), (theirs.detach(), out, err)

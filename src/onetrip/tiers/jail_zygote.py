@@ -13,6 +13,7 @@ from typing import Any, Final
 from onetrip import addresses
 from onetrip.errors import PlatformError, SandboxFailed
 from onetrip.jail import control, launch
+from onetrip.tiers.base import SandboxDied
 
 START_S: Final = 30  # building the house and starting Python; some 0.1 s when nothing is wrong
 ISLAND: Final = str(Path(launch.__file__).parent.parent)
@@ -92,7 +93,7 @@ class ZygoteHandle:
         except OSError as err:
             connection.close()
             await process.wait()
-            raise SandboxFailed(f"the zygote ended at once with status {process.returncode}: {_tail(log)}") from err
+            raise SandboxDied(f"the zygote ended at once with status {process.returncode}: {_tail(log)}") from err
         return cls(connection, process, path)
 
     @classmethod
@@ -110,10 +111,10 @@ class ZygoteHandle:
     async def launch(self, message: Mapping[str, Any], fds: Sequence[int]) -> tuple[list[int], str]:
         """Ask for one sandbox; returns the host's descriptors in the order of `zygote.HOST_FDS`, and the node that served.
 
-        Raises SandboxFailed. Cancelling gives the sandbox up: if it is launched all the same, it is ended at once.
+        Raises SandboxFailed, SandboxDied where the zygote is gone. Cancelling gives the sandbox up: if it is launched all the same, it is ended at once.
         """
         if self.lost:
-            raise SandboxFailed("the zygote is gone")
+            raise SandboxDied("the zygote is gone")
         name = message["id"]
         answer: asyncio.Future[list[int]] = self._loop.create_future()
         self._launches[name] = answer
@@ -188,7 +189,7 @@ class ZygoteHandle:
         self._node_changed.set()
         for answer in self._launches.values():
             if not answer.done():
-                answer.set_exception(SandboxFailed(f"the zygote died while it launched the sandbox: {self.last_words()}"))
+                answer.set_exception(SandboxDied(f"the zygote died while it launched the sandbox: {self.last_words()}"))
         self.on_close()
         if not self._closing:
             self.on_lost()
