@@ -81,6 +81,8 @@ def snapshot(service: Service, statistics: Statistics | None) -> Snapshot:
         queued=stats.queued,
         node_up=service.nodes.ready is None,
         node_restarts=service.nodes.restarts,
+        node_memory_bytes=0 if statistics is None else statistics.memory_bytes,
+        node_kept_bytes=0 if statistics is None else statistics.log_bytes,
         pool={} if statistics is None else {"warm": statistics.warm},
     )
 

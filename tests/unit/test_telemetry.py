@@ -95,12 +95,16 @@ def test_no_label_grows_with_callers_or_programs(telemetry):
 @pytest.mark.spec("TEL-01")
 def test_how_things_stand_is_what_was_observed_last(telemetry):
     telemetry.observe(Snapshot(sessions=3, running=2, queued=1, node_restarts=1, pool={"default": 4, "plots": 1}))
-    telemetry.observe(Snapshot(sessions=5, node_up=False, node_restarts=1, pool={"default": 2}))
+    telemetry.observe(
+        Snapshot(sessions=5, node_up=False, node_restarts=1, node_memory_bytes=50_000, node_kept_bytes=7, pool={"default": 2})
+    )
     assert sample(telemetry, "onetrip_sessions") == 5
     assert sample(telemetry, "onetrip_runs_running") == 0
     assert sample(telemetry, "onetrip_runs_queued") == 0
     assert sample(telemetry, "onetrip_node_up") == 0
     assert sample(telemetry, "onetrip_node_restarts_total") == 1
+    assert sample(telemetry, "onetrip_node_memory_bytes") == 50_000
+    assert sample(telemetry, "onetrip_node_kept_bytes") == 7
     assert sample(telemetry, "onetrip_pool_sandboxes", kind="default") == 2
     assert sample(telemetry, "onetrip_pool_sandboxes", kind="plots") == 0
 

@@ -184,7 +184,7 @@ class Runs:
         except NodeLost as err:
             await self._finish_by_us(run, "lost", model.ProgramError("SandboxLost", str(err)))
         except OnetripError as err:
-            self._fail(run, err)
+            self._fail(run, err if run.session_id is None else self._sessions.explained(run.session_id, err))
             self._tell_saved(run.id)  # the node need not keep it
         except asyncio.CancelledError:
             self._stopped(run)

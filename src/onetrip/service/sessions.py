@@ -28,7 +28,7 @@ from onetrip.service.records import META, Meta, Session
 from onetrip.service.toolcalls import ToolCalls
 from onetrip.settings import Settings
 from onetrip.store import Store
-from onetrip.store_schema import RunRow
+from onetrip.store_schema import RunRow, SessionRow
 from onetrip.tenants import Caller
 
 SERVER: Final = "server"  # who did it, in the audit log, when no key did
@@ -97,7 +97,13 @@ class Sessions:
         row = self._store.session(session_id, caller.tenant)
         if row is None:
             raise NotFound(f"there is no session {session_id[:60]!r}")
-        raise SessionGone(f"{_GONE}{row.ended_why or 'nobody knows why'}")
+        raise _gone(row)
+
+    def explained(self, session_id: str, err: OnetripError) -> OnetripError:
+        """What a call is told that reached the node when the session had just been closed there: why, instead of that there is none."""
+        ended = session_id not in self._live and isinstance(err, NotFound)
+        row = self._store.session(session_id, None) if ended else None
+        return err if row is None else _gone(row)
 
     # ------------------------------------------------------------------ opening
 
@@ -206,6 +212,8 @@ class Sessions:
         except SessionGone as err:
             self.lose(session.id, str(err).removeprefix(_GONE))
             raise
+        except NotFound as err:
+            raise self.explained(session.id, err) from err
         finally:
             session.running -= 1
             session.last_used = self._clock()
@@ -327,3 +335,7 @@ class Sessions:
     async def _note_changes(self, session_id: str) -> None:
         with contextlib.suppress(OnetripError):  # the session went away meanwhile, which its next caller will hear
             await self._nodes.client.call(messages.Workspace(session_id, note_changes=True))
+
+
+def _gone(row: SessionRow) -> SessionGone:
+    return SessionGone(f"{_GONE}{row.ended_why or 'nobody knows why'}")

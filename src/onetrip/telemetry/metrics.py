@@ -37,6 +37,8 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     queued: int = 0
     node_up: bool = True
     node_restarts: int = 0  # since this server started
+    node_memory_bytes: int = 0
+    node_kept_bytes: int = 0  # of these the events of finished runs
     pool: Mapping[str, int] = {}
 
 
@@ -142,6 +144,10 @@ class Metrics:
         self.pool = self._gauge("pool_sandboxes", "Warm sandboxes that wait for work.", "{sandbox}", "kind")
         self.node_up = self._gauge("node_up", "1 while the node that holds the sessions answers.", "1")
         self.node_restarts = self._counter("node_restarts", "Nodes started anew after one was lost.", "{restart}")
+        self.node_memory = self._gauge("node_memory_bytes", "Resident memory of the node.", "By")
+        self.node_kept = self._gauge(
+            "node_kept_bytes", "Events of saved runs that the node keeps for readers who come back.", "By"
+        )
         self.log_dropped = self._counter("log_lines_dropped", "Log lines that their reader did not take.", "{line}")
 
         self.tenant, self.route = Bounded(MAX_TENANTS), Bounded(MAX_ROUTES)
@@ -207,6 +213,8 @@ class Metrics:
         self.running().set(now.running)
         self.queued().set(now.queued)
         self.node_up().set(1 if now.node_up else 0)
+        self.node_memory().set(now.node_memory_bytes)
+        self.node_kept().set(now.node_kept_bytes)
         self.node_restarts().inc(max(0, now.node_restarts - self._restarts_seen))
         self._restarts_seen = max(self._restarts_seen, now.node_restarts)
         sizes: dict[str, int] = {}

@@ -138,6 +138,34 @@ def test_a_killed_zygote_costs_only_its_sandboxes_which_say_so_and_is_replaced(m
         assert reduced
 
 
+@pytest.mark.spec("CRS-03")
+@pytest.mark.parametrize("how", ["its zygote is killed", "it is closed"])
+def test_cells_that_wait_for_a_session_which_ends_are_told_why(make_server, how):
+    server = make_server("warm = 0\n")
+
+    async def main():
+        async with server.aclient() as api:
+            session = "/v1/sessions/" + (await api.post("/v1/sessions", json={})).json()["id"]
+            running = asyncio.create_task(
+                api.post(session + "/runs", json={"code": "open('go', 'w')\nimport time; time.sleep(60)"})
+            )
+            await async_wait_for(lambda: _files(api, session))
+            waiting = [asyncio.create_task(api.post(session + "/runs", json={"code": "1"})) for _ in range(8)]
+            await asyncio.gather(*(api.get(session) for _ in waiting))  # those asked before are waiting by now
+            if how == "it is closed":
+                await api.delete(session)
+            else:
+                (launcher,) = (pid for pid in descendants(server.node) if _parent(pid) == server.node)
+                os.kill(next(pid for pid in descendants(launcher) if _parent(pid) == launcher), signal.SIGKILL)
+            assert (await running).json()["status"] in {"lost", "interrupted"}
+            for one in waiting:
+                told = (await one).json()
+                assert told.get("code") == "session_gone", told
+                assert ("closed by its owner" if how == "it is closed" else "zygote") in told["detail"]
+
+    asyncio.run(main())
+
+
 def _parent(pid):
     with contextlib.suppress(OSError), open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
         return int(file.read().rpartition(")")[2].split()[1])
