@@ -110,3 +110,19 @@ def test_the_page_for_people_needs_nothing_from_elsewhere_and_shows_every_path_a
     assert set(found["components"]["schemas"]) <= ids
     for path in found["paths"]:
         assert path.replace("&", "&amp;") in page.text
+
+
+@pytest.mark.spec("HTT-14")
+def test_the_page_for_people_can_be_read(api):
+    page, found = api.get("/docs").text, api.get("/openapi.json").json()
+    assert "`" not in page  # what the document has between backticks is shown as code
+    for verb in ("get", "post", "put", "delete"):
+        assert len(re.findall(rf"--{verb}: #", page)) == 2  # a colour on white, and one on black
+    shown = re.findall(r"<details id='([^']+)'>(.*?)</details>", page)
+    for operations in found["paths"].values():
+        for verb, operation in operations.items():
+            text = dict(shown)[f"{operation['operationId']}-{verb}"]
+            rows = re.findall(r"<tr><td>([\d, ]+)<td", text)
+            statuses = [status for row in rows for status in row.split(", ")]
+            assert sorted(statuses) == sorted(operation["responses"])
+            assert len(rows) <= 4, rows  # errors, of which the same is said, are one row
