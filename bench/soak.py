@@ -2,8 +2,8 @@
 
     make soak            or: .venv/bin/python bench/soak.py --minutes 30
 
-A real `onetrip serve` process, clients over HTTP. First it is measured how many requests per second it does when asked as fast as it
-can; then it is asked for 80 % of that, open-loop: late answers do not slow the asking down. Meanwhile, at random times: clients that go
+A real `onetrip serve` process, clients over HTTP. It is measured how many requests per second it does when asked as fast as it can;
+then it is asked for 80 % of that, open-loop: late answers do not slow the asking down. Meanwhile, at random times: clients that go
 away in the middle, processes of sandboxes that are killed, zygotes that are killed, the server that is killed (and started again), a
 workspace that is full, and, for root, who can give the server a small disk, that disk.
 
@@ -28,17 +28,21 @@ from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import httpx
+
 sys.path.insert(0, str(Path(__file__).parent))
 
 from soak_facts import Kills
 from soak_left import Memory, at_rest, leaks, remains, temporary_folders
-from soak_load import ANSWER_S, SESSIONS, Load, Record
+from soak_load import SESSIONS, Load, Record
 from soak_server import Server
 
 LOAD = 0.8
-CALIBRATE_S = 20.0
+CALIBRATE_S = 15.0
+ROUND_S = 240.0
 MOST_WAITING = 200
 FAULT_EVERY_S = (4.0, 12.0)
+ALL_FAULTS_MIN = 10.0  # in so many minutes each kind of fault comes up, or the dice are loaded
 FULL_S = 2.0  # how long the server's disk is full
 DISK = "1g"  # of the server, if it has one of its own: half an hour of results takes some 400 MB
 
@@ -56,6 +60,7 @@ class Faults:
     has_disk: bool  # of its own
     only: str | None = None
     stop: asyncio.Event = field(default_factory=asyncio.Event)
+    calm: asyncio.Lock = field(default_factory=asyncio.Lock)  # held by who wants none for a while
 
     async def run(self) -> None:
         kinds: list[Callable[[], Awaitable[None]]] = [
@@ -67,7 +72,20 @@ class Faults:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self.stop.wait(), self.dice.uniform(*FAULT_EVERY_S))
             if not self.stop.is_set():
-                await self.dice.choice(kinds)()
+                async with self.calm:
+                    await self.dice.choice(kinds)()
+
+    def kinds(self) -> list[str]:
+        """What is to happen at least once, as it is counted."""
+        own = ["disk of the server full"] if self.has_disk else []
+        return [
+            "client gone",
+            "process of a session or one-shot killed",
+            "zygote killed",
+            "server killed",
+            "workspace full",
+            *own,
+        ]
 
     async def guest_killed(self) -> None:
         of_somebody = await self.load.kills.guest(self.server.family(), self.dice)
@@ -108,51 +126,77 @@ class Faults:
 # ---------------------------------------------------------------------------------------------------- the course
 
 
-async def capacity(server: Server, load: Load, seconds: float) -> float:
-    """Requests per second when 16 clients ask as fast as they can."""
-    done = 0
-    async with server.client() as client:
-        for _ in range(SESSIONS):
-            await load.open_session(client)
-        end = time.monotonic() + seconds
+async def capacity(load: Load, client: httpx.AsyncClient, seconds: float) -> float:
+    """Requests per second when 16 clients ask as fast as they can, in sessions that there are."""
+    for _ in range(SESSIONS - len(load.sessions)):
+        await load.open_session(client)
+    done, end = 0, time.monotonic() + seconds
 
-        async def ask() -> None:
-            nonlocal done
-            while time.monotonic() < end:
-                await load.work(client)
-                done += 1
+    async def ask() -> None:
+        nonlocal done
+        while time.monotonic() < end:
+            await load.work(client)
+            done += 1
 
-        await asyncio.gather(*(ask() for _ in range(16)))
-        await load.finish(client)
+    await asyncio.gather(*(ask() for _ in range(16)))
     return done / seconds
 
 
-async def at_rate(server: Server, load: Load, rate: float, seconds: float, progress: Callable[[float, int], None]) -> int:
-    """Open-loop: begun at the times that the rate says, whatever becomes of those before. Gives how many were not begun.
+@dataclass
+class Course:
+    """`run` for so long: in rounds, since others may use the machine, too, and what it can do changes with what they do.
 
-    That is so while `MOST_WAITING` are on their way: the machine has become slower than it was when its capacity was measured, by
-    others' work, or by a server and a zygote that are being started. It is then loaded in full, and not to 80 %; more who wait would only
-    show how long a queue can become that nobody works off.
+    Each round measures its capacity anew, without faults, and then asks for 80 % of it, open-loop: at the times that the rate says, whatever
+    becomes of those before. What is not begun is counted (`held_back`): it is due while `MOST_WAITING` are on their way, when a server and
+    a zygote are being started, or the machine has become slower since. It is then loaded in full; more who wait would only show how long
+    a queue can become that nobody works off.
     """
-    begun = time.monotonic()
-    tasks: set[asyncio.Task[None]] = set()
-    number = held_back = 0
-    async with server.client() as client:
-        while (now := time.monotonic()) < begun + seconds:
-            if now < begun + number / rate:
-                await asyncio.sleep(begun + number / rate - now)
+
+    server: Server
+    load: Load
+    faults: Faults
+    calibrate_s: float
+    progress: Callable[[float, int], None]
+    rates: list[float] = field(default_factory=list)
+    begun: int = 0
+    held_back: int = 0
+    _tasks: set[asyncio.Task[None]] = field(default_factory=set)
+
+    async def run(self, seconds: float) -> None:
+        end = time.monotonic() + seconds
+        async with self.server.client() as client:
+            while (left := end - time.monotonic()) > 0:
+                async with self.faults.calm:
+                    await self.rest()
+                    self.rates.append(await capacity(self.load, client, min(self.calibrate_s, left)) * LOAD)
+                await self.round(client, self.rates[-1], min(ROUND_S, end - time.monotonic()), end - seconds)
+            await self.rest()
+
+    async def round(self, client: httpx.AsyncClient, rate: float, seconds: float, since: float) -> None:
+        start, number = time.monotonic(), 0
+        while (now := time.monotonic()) < start + seconds:
+            if now < start + number / rate:
+                await asyncio.sleep(start + number / rate - now)
             number += 1
-            if len(tasks) >= MOST_WAITING:
-                held_back += 1
+            self.progress(now - since, len(self._tasks))
+            if len(self._tasks) >= MOST_WAITING:
+                self.held_back += 1
                 await asyncio.sleep(0)
                 continue
-            task = asyncio.create_task(load.work(client))
-            tasks.add(task)
-            task.add_done_callback(lambda task: (tasks.discard(task), task.result()))
-            progress(now - begun, len(tasks))
-        while tasks:
-            await asyncio.wait(tasks, timeout=ANSWER_S)
-    return held_back
+            self.begun += 1
+            task = asyncio.create_task(self.load.work(client))
+            self._tasks.add(task)
+            task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if (err := task.exception()) is not None:  # what could not be judged is not right
+            self.load.record.fail(f"the client failed: {err!r}")
+
+    async def rest(self) -> None:
+        """Until nothing is on its way."""
+        while self._tasks:
+            await asyncio.wait(self._tasks)
 
 
 def percentile(values: list[float], share: float) -> float:
@@ -197,14 +241,16 @@ async def main(minutes: float, seed: int, calibrate_s: float, *, only: str | Non
                 await server.start()
                 (node,) = server.nodes()
                 warm = Load(server, Record(), kills, dice)
-                most = await capacity(server, warm, calibrate_s)
+                async with server.client() as client:
+                    await capacity(warm, client, calibrate_s)  # first things are done: code is loaded, pools are filled
+                    await warm.finish(client)
                 record.wrong += warm.record.wrong  # nothing had been killed yet
-                say(f"capacity: {most:.0f} requests per second; asking for {most * LOAD:.0f}")
                 before = await at_rest(server)
                 load = Load(server, record, kills, dice)
                 faults = Faults(server, load, dice, has_disk, only)
                 troubles, sampling = asyncio.create_task(faults.run()), asyncio.create_task(memory.run())
-                held_back = await at_rate(server, load, most * LOAD, minutes * 60, progress)
+                course = Course(server, load, faults, calibrate_s, progress)
+                await course.run(minutes * 60)
                 if not sampling.cancel():
                     sampling.result()  # raises why there are no more samples
                 faults.stop.set()
@@ -216,11 +262,13 @@ async def main(minutes: float, seed: int, calibrate_s: float, *, only: str | Non
                 folders = temporary_folders(node)
                 if server.nodes() != [node]:
                     record.fail("the node died")
+                if minutes >= ALL_FAULTS_MIN and only is None:
+                    record.wrong += [f"there was no fault “{kind}”" for kind in faults.kinds() if not record.faults[kind]]
             finally:
                 await asyncio.to_thread(server.stop)
             left = [*leaks(before, after, memory), *await remains(server, node, folders, mounts)]
     report = {
-        "minutes": minutes, "seed": seed, "capacity_per_s": round(most, 1), "load_per_s": round(most * LOAD, 1), "held_back": held_back,
+        "minutes": minutes, "seed": seed, "asked_per_s": [round(rate, 1) for rate in course.rates], "begun": course.begun, "held_back": course.held_back,
         "p50_ms": round(percentile(record.ms, 0.5), 2), "p99_ms": round(percentile(record.ms, 0.99), 2),
         "answers": dict(sorted(record.counts.items())), "faults": dict(sorted(record.faults.items())), "before": before, "after": after,
         "node_mb_by_quarter": memory.quarters(), "node_mb_most": max((mb for mb, _ in memory.samples), default=0),

@@ -16,9 +16,12 @@ from soak_facts import command
 from soak_server import Server
 
 from onetrip.node.runs import KEEP_BYTES
+from onetrip.pool import MAX_WARM
 
 SETTLE_S = 120.0  # for everything to come to rest before it is counted
 SAMPLE_EVERY_S = 5.0
+WARM_PROCESSES = 2  # init and the runner
+WARM_DESCRIPTORS = 12  # of the node's, per sandbox
 # What may be in the data folder of a server that has ended.
 STAYS = {"lock", "node.log", "onetrip.db", "token"}
 
@@ -55,11 +58,14 @@ async def at_rest(server: Server) -> dict[str, float]:
             reap()
             told = (await client.get("/metrics")).text
             family, nodes = server.family(), server.nodes()
+            warm = told_of(told, 'onetrip_pool_sandboxes{kind="warm"}')
             now = {
-                "processes": len(family),
+                "warm sandboxes": warm,
+                "processes beside them": len(family) - WARM_PROCESSES * warm,
                 "nodes": len(nodes),
                 "server descriptors": len(os.listdir(f"/proc/{server.process.pid}/fd")),
-                "node descriptors": sum(len(os.listdir(f"/proc/{pid}/fd")) for pid in nodes),
+                "node descriptors beside theirs": sum(len(os.listdir(f"/proc/{pid}/fd")) for pid in nodes)
+                - WARM_DESCRIPTORS * warm,
                 "sessions": told_of(told, "onetrip_sessions"),
                 "server memory, MB": round(resident_mb(server.process.pid)),
                 "node memory, MB": round(sum(map(resident_mb, nodes)), 1),
@@ -77,8 +83,10 @@ def told_of(metrics: str, name: str) -> float:
 
 # By how much more there may be at rest than before the load. Counts of processes and sessions: by nothing.
 MORE = {
+    # Their number follows how fast they were asked for last, for each of two kinds (`pool.MAX_WARM`); so what they hold is taken out of the rest.
+    "warm sandboxes": 2 * MAX_WARM,
     # Groups that were used and wait to be used again, up to eight; how many they are is a matter of chance (`counts.SLACK`).
-    "node descriptors": SLACK["descriptors"][1],
+    "node descriptors beside theirs": SLACK["descriptors"][1],
     # Connections of clients that went away in this moment, one file of the database.
     "server descriptors": 8,
     # Each server lives for a minute or two, so a leak could not show here; a hundred or a thousand who waited at once after a fault do,
