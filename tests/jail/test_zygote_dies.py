@@ -82,7 +82,7 @@ def test_an_idle_session_of_a_zygote_that_was_killed_says_so(descendants, wait_u
         assert ot.run("1 + 1").text == "2"
 
 
-@pytest.mark.spec("END-02")
+@pytest.mark.spec("CRS-03")
 @pytest.mark.parametrize("asked", ["session", "one-shot"])
 def test_a_zygote_that_is_killed_while_it_launches_costs_nothing(asked, descendants):
     others = descendants(os.getpid())
@@ -110,7 +110,7 @@ async def first_answer(ot, asked: str) -> str | None:
         return (await session.run("1 + len(open('f').read())")).text
 
 
-@pytest.mark.spec("END-02")
+@pytest.mark.spec("CRS-03")
 @pytest.mark.parametrize("asked", ["session", "one-shot"])
 @pytest.mark.parametrize("who", ["the zygote", "the guest"])
 def test_a_sandbox_that_dies_before_the_first_line_is_made_again(asked, who, descendants, monkeypatch):
