@@ -52,6 +52,7 @@ class Kills:
                 await until(lambda: state(pid) in "TZ", "the zygote did not stop")
                 rooms = [child for child in descendants(pid) if len(numbers(child)) == 3 and numbers(child)[-1] == 1]
                 workspaces = [fd for room in rooms for fd in workspace(room, held)]
+                workspaces += ending(family, held)
                 begun = time.monotonic()
                 self.times.append(begun)
                 signal.pidfd_send_signal(handle, signal.SIGKILL)
@@ -93,6 +94,24 @@ def workspace(pid: int, held: contextlib.ExitStack) -> Iterator[int]:
         fd = os.open(f"/proc/{pid}/root/workspace", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         held.callback(os.close, fd)
         yield fd
+
+
+def ending(family: set[int], held: contextlib.ExitStack) -> list[int]:
+    """Workspaces in which nothing lives any more, and which the node still holds: it waits to be told how their program ended.
+
+    Only their zygote can tell it, being the parent (waitpid(2)); so they die with it, too, although no process of theirs does.
+    """
+    living = {os.fstat(fd).st_dev for room in family if len(numbers(room)) == 3 for fd in workspace(room, held)}
+    found: list[int] = []
+    for node in (pid for pid in family if "onetrip.node" in command(pid)):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            for name in os.listdir(f"/proc/{node}/fd"):
+                with contextlib.suppress(OSError):  # a pipe, or closed meanwhile
+                    fd = os.open(f"/proc/{node}/fd/{name}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                    held.callback(os.close, fd)
+                    if os.fstat(fd).st_dev not in living:
+                        found.append(fd)
+    return found
 
 
 def read_mark(folder: int) -> str:
