@@ -52,8 +52,8 @@ class Conversation:
         self._next: bytes | None = None  # a packet of it that found no room
         self._unread_bytes = 0
         self.protocol = wire.HostProtocol()
-        self._tools = b""  # that the guest knows
-        self._had_tools = False  # it was told some, at any time
+        self._tools: bytes = b""  # that the guest knows
+        self.had_tools: bool = False  # it was told some, at any time
         self.ended: str | None = None
         self.fallen: str | None = None
 
@@ -111,13 +111,13 @@ class Conversation:
 
     def knows_as(self, origin: "Conversation") -> None:
         """This guest comes from one of another conversation's checkpoints, and knows of tools what that one knew then."""
-        self._had_tools = origin._had_tools
-        self._tools = _UNKNOWN if self._had_tools else b""
+        self.had_tools = origin.had_tools
+        self._tools = _UNKNOWN if self.had_tools else b""
 
     async def tell_tools(self, catalogue: bytes) -> None:
         """Tell the guest what its program can call, if it does not know."""
         if catalogue != self._tools:
-            self._tools, self._had_tools = catalogue, True
+            self._tools, self.had_tools = catalogue, True
             await self.send(wire.packets(wire.Tools((catalogue,))))
 
     async def send(self, packets: Iterable[bytes], fds: Sequence[int] = ()) -> None:
@@ -247,7 +247,7 @@ class Conversation:
     async def start_over(self) -> None:
         """See `timeline.Link`. Everybody who could write is gone by now."""
         self._moved = self._refusal = None
-        self._tools = _UNKNOWN if self._had_tools else b""  # what the next process knows is as old as it is
+        self._tools = _UNKNOWN if self.had_tools else b""  # what the next process knows is as old as it is
         self._clear_outgoing()
         self._next = None
         if self.ended is None:
