@@ -90,6 +90,15 @@ class Run:
     begun: asyncio.Event = field(default_factory=asyncio.Event)  # the node has it, or never will
     waiting: asyncio.Task[None] | None = None  # for its turn and a slot
 
+    @classmethod
+    def ended(cls, run_id: str, session_id: str | None, meta: Meta, result: "bytes | Run") -> "Run":
+        """One of which there is only its result; or that one."""
+        if isinstance(result, Run):
+            return result
+        run = cls(run_id, session_id, meta, asyncio.get_running_loop().create_future(), "running")
+        run.finish(result)
+        return run
+
     def fail(self, error: OnetripError) -> None:
         if not self.outcome.done():
             self.outcome.set_exception(error)

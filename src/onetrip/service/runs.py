@@ -126,9 +126,7 @@ class Runs:
                     return run, False
                 row = self._store.load_run(earlier, caller.tenant)
                 if row is not None and row.result is not None:
-                    run = Run(earlier, session_id, meta, asyncio.get_running_loop().create_future(), "running")
-                    run.finish(row.result)
-                    return run, False
+                    return Run.ended(earlier, session_id, meta, row.result), False
                 run_id = earlier
         return self._new(run_id, session_id, meta), True
 
@@ -245,14 +243,14 @@ class Runs:
         NotFound, BadRequest, Conflict, Overloaded; then none is taken.
         """
         run = self._known(caller, run_id)
-        found = None if run is not None else await self.result(caller, run_id)  # raises where there is none
+        found = b"" if run is not None else await self.result(caller, run_id)  # raises where there is none
         is_new = False
         try:
             is_new = idempotency_key is None or self._store.claim(caller.tenant, idempotency_key, fingerprint, run_id) is None
             if run is None or run.outcome.done():
                 if is_new:
                     raise Conflict("this run has ended and waits for nothing", hint="Its result says how.")
-                run = run or _ended(caller, run_id, found)
+                run = run or Run.ended(run_id, None, Meta(caller.tenant, 0.0), found)
                 return run, run.answered
             return run, await self._give(run, answers, idempotency_key)
         except OnetripError as err:
@@ -394,18 +392,7 @@ def _body(run: Run, spec: model.SessionSpec | None, cell: model.Cell, files: dic
 
 
 _ANSWER_FIRST: Final = "POST /v1/runs/{id}/tool_results answers them; or interrupt that run."
-
-
 _REFUSED: Final = BadRequest, Conflict, NotFound, Overloaded  # nothing was done
-
-
-def _ended(caller: Caller, run_id: str, found: bytes | Run | None) -> Run:
-    """A run of which there is only its result."""
-    if isinstance(found, Run):
-        return found
-    run = Run(run_id, None, Meta(caller.tenant, 0.0), asyncio.get_running_loop().create_future(), "running")
-    run.finish(found or b"null")
-    return run
 
 
 def _one_less(session: Session) -> None:
