@@ -13,7 +13,7 @@ from typing import Final, NamedTuple, cast
 import msgspec
 
 from onetrip.errors import BadRequest
-from onetrip.model import Limits, Tool
+from onetrip.model import Cell, Limits, Tool
 
 MAX_SOURCE_BYTES: Final = 10 * 1024 * 1024  # of one cell; CPython's parser needs about 100 times that in memory
 MAX_INPUT_BYTES: Final = 32 * 1024 * 1024  # of all inputs as JSON; half of what one frame carries
@@ -140,6 +140,14 @@ def check_tools(tools: Sequence[Tool], *, field: str = "tools") -> None:
         raise BadRequest(f"{field}: {both[0]!r} is a tool and a namespace.", field=field)
     if size > MAX_CATALOGUE_BYTES:
         raise BadRequest(f"{field}: {size:,} bytes in all; the most is {MAX_CATALOGUE_BYTES:,}.", field=field)
+
+
+def check_cell(cell: Cell) -> None:
+    """Everything that a cell brings. Raises BadRequest."""
+    check_source(cell.code)
+    check_inputs(cell.inputs)
+    check_timeout(cell.timeout_s)
+    check_tools(cell.tools)
 
 
 def check_count(count: object) -> None:

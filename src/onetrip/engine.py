@@ -194,7 +194,7 @@ class LocalEngine:
 
         `run_id` is the caller's if given; `queue_ms`: how long it has waited already.
         """
-        _check_cell(cell)
+        checks.check_cell(cell)
         session = self._session(session_id)
         if session.worker.waiting:
             raise Conflict("the session waits for the answers to its program's calls", hint=_ANSWER_FIRST)
@@ -225,7 +225,7 @@ class LocalEngine:
     ) -> AsyncGenerator[Event]:  # fmt: skip
         """A one-shot: a sandbox of its own for this cell, discarded afterwards. `run_id` and `queue_ms` as in `execute`."""
         nodes = self._checked(spec)
-        _check_cell(cell)
+        checks.check_cell(cell)
         asked = time.monotonic()
         _, pool = await self._backend(spec.isolation_floor)
         queued = time.monotonic()
@@ -388,13 +388,6 @@ class LocalEngine:
 
 
 _ANSWER_FIRST: Final = "Answer them, or interrupt the run; then the session takes the next cell."
-
-
-def _check_cell(cell: Cell) -> None:
-    checks.check_source(cell.code)
-    checks.check_inputs(cell.inputs)
-    checks.check_timeout(cell.timeout_s)
-    checks.check_tools(cell.tools)
 
 
 def new_run_id() -> str:

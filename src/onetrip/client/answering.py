@@ -6,29 +6,40 @@ from typing import Any
 
 import msgspec
 
-from onetrip.model import Result, ToolAnswer, ToolRequest
+from onetrip.model import PendingCall, Result, Tool, ToolAnswer, ToolCall, ToolRequest
 from onetrip.seam import Ask
 
 Send = Callable[[str, Sequence[ToolAnswer]], Awaitable[None]]
 
 
 class Functions:
-    """`ask` answers the tools of these names. Of one run after the other, or of many at once."""
+    """`ask` answers these tools. Of one run after the other, or of many at once."""
 
-    def __init__(self, names: Collection[str], ask: Ask) -> None:
-        self.names, self._ask = frozenset(names), ask
+    def __init__(self, tools: Collection[Tool], ask: Ask) -> None:
+        self._names = {tool.name for tool in tools}
+        self._at_once = {tool.name for tool in tools if tool.approval == "never"}
+        self._ask = ask
+
+    def begin_early(self, call: ToolCall, run_id: str, session_id: str | None, running: "Running") -> None:
+        """Begin a call as soon as it is told of, while the program goes on; one that needs a permission, or is told in short, waits its turn."""
+        if call.tool in self._at_once and call.status == "pending" and call.arguments is not None:
+            running.run_id = run_id
+            self._begin(call, run_id, session_id, running)
 
     def begin(self, result: Result, running: "Running") -> Result | None:
         """Begin those calls of a run that waits which are ours. Returns what is left for the caller to answer, if anything."""
         running.run_id = result.id
-        mine = [call for call in result.pending if call.tool in self.names and call.kind == "call"]
+        mine = [call for call in result.pending if call.tool in self._names and call.kind == "call"]
         for call in mine:
-            if call.id not in running.begun:
-                running.begun.add(call.id)
-                request = ToolRequest(call.id, call.tool, msgspec.json.encode(call.arguments), result.id, result.session_id)
-                running.tasks.add(asyncio.create_task(_answered(self._ask, request)))
+            self._begin(call, result.id, result.session_id, running)
         rest = tuple(call for call in result.pending if call not in mine)
         return msgspec.structs.replace(result, pending=rest) if rest else None
+
+    def _begin(self, call: ToolCall | PendingCall, run_id: str, session_id: str | None, running: "Running") -> None:
+        if call.id not in running.begun:
+            running.begun.add(call.id)
+            request = ToolRequest(call.id, call.tool, msgspec.json.encode(call.arguments), run_id, session_id)
+            running.tasks.add(asyncio.create_task(_answered(self._ask, request)))
 
 
 class Running:

@@ -14,7 +14,7 @@ from onetrip.client.files import RemoteFiles
 from onetrip.client.http import Broken, Link, Options
 from onetrip.client.retries import Retries
 from onetrip.errors import Conflict, IsolationUnavailable, NotFound, OnetripError, SessionGone, UnknownEnvironment
-from onetrip.model import Cell, Done, Event, Level, Rewound, SessionSpec, Started, Support, ToolAnswer
+from onetrip.model import Cell, Done, Event, Level, Rewound, SessionSpec, Started, Support, ToolAnswer, ToolCalled
 from onetrip.schema import Capabilities
 from onetrip.seam import Ask, Contents
 
@@ -101,12 +101,12 @@ class RemoteEngine:
     def execute(self, session_id: str, cell: Cell) -> AsyncGenerator[Event]:
         events = self._events(core.cell(session_id, cell, _new_key()), session_id)
         functions = self._functions.get(session_id)
-        return events if functions is None else self._answering(events, functions)
+        return events if functions is None else self._answering(events, functions, session_id)
 
     def run(self, spec: SessionSpec, cell: Cell, files: Contents, *, ask: Ask | None = None) -> AsyncGenerator[Event]:
         events = self._events(core.shot(spec, cell, files, _new_key()), None)
         functions = _functions(spec, ask)
-        return events if functions is None else self._answering(events, functions)
+        return events if functions is None else self._answering(events, functions, None)
 
     async def answer(self, run_id: str, answers: Sequence[ToolAnswer]) -> None:
         await self._link.ask(core.answer(run_id, answers, _new_key()))
@@ -114,12 +114,14 @@ class RemoteEngine:
     def follow(self, run_id: str) -> AsyncGenerator[Event]:
         return self._events(core.events(run_id, 0), None)
 
-    async def _answering(self, events: AsyncGenerator[Event], functions: Functions) -> AsyncGenerator[Event]:
+    async def _answering(
+        self, events: AsyncGenerator[Event], functions: Functions, session_id: str | None
+    ) -> AsyncGenerator[Event]:
         """The same events, with the calls of the caller's functions answered on the way.
 
         Events are read also while functions run: the program may give one up, and call another, or end.
         """
-        running, coming = Running(), None
+        running, coming, run_id = Running(), None, ""
         try:
             while True:
                 coming = coming or asyncio.ensure_future(anext(events, None))
@@ -130,6 +132,10 @@ class RemoteEngine:
                 if found is None:
                     return
                 if not isinstance(found, Done) or found.result.status != "waiting":
+                    if isinstance(found, Started):
+                        run_id = found.run_id
+                    elif isinstance(found, ToolCalled):
+                        functions.begin_early(found.call, run_id, session_id, running)
                     yield found
                 elif (rest := functions.begin(found.result, running)) is not None:
                     yield Done(rest)
@@ -298,7 +304,7 @@ class _Following:
 
 
 def _functions(spec: SessionSpec, ask: Ask | None) -> Functions | None:
-    return None if ask is None else Functions([tool.name for tool in spec.tools if tool.side == "server"], ask)
+    return None if ask is None else Functions([tool for tool in spec.tools if tool.side == "server"], ask)
 
 
 def _new_key() -> str:
