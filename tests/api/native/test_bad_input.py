@@ -71,7 +71,7 @@ def test_what_is_not_the_json_that_was_asked_for_is_400(api, session, body):
         ("/v1/runs", {"code": "1", "files": [{"path": f"f{i}", "content": ""} for i in range(1001)]}, "files"),
         ("/v1/runs", {"code": "1", "policy": {"network": {"allow": ["example.com"]}}}, "policy.network"),
         ("/v1/runs", {"code": "1", "policy": {"network": "on"}}, "policy.network"),
-        ("/v1/runs", {"code": "1", "tools": [{"name": "x"}]}, "tools"),
+        ("/v1/runs", {"code": "1", "tools": [{"name": "a b"}]}, "tools[0].name"),
         ("/v1/runs", {"code": "1", "tool_choice": "auto"}, "tool_choice"),
         ("/v1/runs", {"code": "1", "environment": "../../etc"}, "environment"),
         ("/v1/runs", {"code": "1", "isolation_floor": "none"}, "isolation_floor"),
