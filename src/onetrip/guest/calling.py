@@ -14,6 +14,7 @@ import threading
 from _thread import _count as other_threads  # type: ignore[attr-defined]  # how many there are beside the main thread
 from _thread import allocate_lock
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import thread as executor_threads
 from posix import getpid
 from typing import Any, Final, cast
@@ -27,6 +28,7 @@ _modules: Final = sys.modules  # the program may rebind sys.modules
 _LOOK_S: Final = 0.02  # between two looks at the other threads …
 _REST_S: Final = 0.2  # … once the host was told
 _FUTEX: Final = {"x86_64": b"202", "aarch64": b"98"}.get(platform.machine(), b"none")
+_threads: Final[dict[int, Any]] = vars(threading)["_active"]
 _frames: Final = sys._current_frames  # pyright: ignore[reportPrivateUsage]
 # Where a thread waits without a limit, if `timeout` there is None; these wait for others, or for nothing.
 _WAITS: Final = tuple(
@@ -111,23 +113,30 @@ class Calls:
     def wait(self, tool: str, place: tuple[str, int], body: bytes, *, is_slow: bool) -> Outcome:
         """Call, and block this thread until the answer. Raises NotHere, ValueError (too large), and what interrupts."""
         waiter = _Waiter(is_slow=is_slow)
-        number = self._send(waiter, tool, place, body)
+        mask = block_all()  # interrupts come where we sleep; elsewhere they would leave a lock taken, or a call that nobody knows
         try:
-            while waiter.outcome is None:
-                if self._reading.acquire(False):
-                    try:
-                        while waiter.outcome is None and self._running:
-                            self._read()
-                    finally:
-                        self._reading.release()
-                        self._hand_over()
-                else:
-                    waiter.wake.acquire()  # until it is answered, or the reading is handed over
-        except BaseException:
-            self._drop(number, waiter)
-            raise
-        self._resuming.discard(waiter)
-        return waiter.outcome
+            number = self._send(waiter, tool, place, body)
+            try:
+                while waiter.outcome is None:
+                    if self._reading.acquire(False):
+                        try:
+                            while waiter.outcome is None and self._running:
+                                self._read(mask)
+                        finally:
+                            block_all()
+                            self._reading.release()
+                            self._hand_over()
+                    else:
+                        _let_in(mask, waiter.wake.acquire)  # until it is answered, or the reading is handed over
+            except BaseException:
+                block_all()
+                self._drop(number, waiter)
+                self._hand_over()  # it may have been handed to this thread
+                raise
+            self._resuming.discard(waiter)
+            return waiter.outcome
+        finally:
+            restore(mask)
 
     async def await_(self, tool: str, place: tuple[str, int], body: bytes, *, is_slow: bool) -> Outcome:
         """The same in a task. Cancelling it drops the call."""
@@ -180,29 +189,26 @@ class Calls:
 
     # ------------------------------------------------------------------ reading
 
-    def _read(self) -> None:
-        """Wait for packets, and pass on what they bring. The caller holds `_reading`."""
+    def _read(self, mask: set[int]) -> None:
+        """Wait for packets, with the program's own mask of signals, and pass on what they bring. The caller holds `_reading`."""
         if not self._inbox:
             if other_threads() == 0:
                 self._tell_if_blocked()
-                self._channel.pull(self._inbox)
+                _let_in(mask, self._channel.pull, self._inbox)
             else:
                 if self._slow and self._others_wait():
                     self._tell_if_blocked()
                 is_told = self._slow and (self._asked, self._answered) == self._told
-                self._channel.pull(self._inbox, wait_s=_REST_S if is_told else _LOOK_S)
+                _let_in(mask, self._channel.pull, self._inbox, wait_s=_REST_S if is_told else _LOOK_S)
         self._pass_on()
 
     def _pass_on(self) -> None:
-        mask = block_all()  # a packet that was taken must not be lost
-        try:
-            while self._inbox:
-                message = self._channel.complete(self._inbox.popleft())
-                if isinstance(message, wire.ToolResult):
-                    self._answered += 1
-                    self._settle(message.number, (message.failed, message.parts[0]))
-        finally:
-            restore(mask)
+        """Signals are blocked: a packet that was taken must not be lost."""
+        while self._inbox:
+            message = self._channel.complete(self._inbox.popleft())
+            if isinstance(message, wire.ToolResult):
+                self._answered += 1
+                self._settle(message.number, (message.failed, message.parts[0]))
 
     def _settle(self, number: int, outcome: Outcome) -> None:
         waiter = self._waiters.pop(number, None)
@@ -254,14 +260,18 @@ class Calls:
 
     def _readable(self) -> None:
         """Called by an event loop."""
-        if self._reading.acquire(False):  # else a thread is about to read
-            try:
-                if self._running:
-                    self._channel.pull(self._inbox, wait_s=0.0)
-                    self._pass_on()
-            finally:
-                self._reading.release()
-                self._hand_over()
+        mask = block_all()
+        try:
+            if self._reading.acquire(False):  # else a thread is about to read
+                try:
+                    if self._running:
+                        self._channel.pull(self._inbox, wait_s=0.0)
+                        self._pass_on()
+                finally:
+                    self._reading.release()
+                    self._hand_over()
+        finally:
+            restore(mask)
 
     def idles(self, loop: Any) -> float | None:
         """An event loop is about to sleep. Returns after how many seconds it is to look again; None: not at all."""
@@ -338,7 +348,7 @@ def _waits(frame: Any, ident: int) -> bool:
         above is not None and above.f_code is _START for above in (frame.f_back, frame.f_back.f_back)
     ):
         return False  # for a thread that is just being started
-    thread = cast("Any", threading)._active.get(ident)
+    thread = _threads.get(ident)
     if code in _WAITS:
         return frame.f_locals.get("timeout") in (None, -1) or (
             code is _CONDITION_WAIT and thread is not None and bool(thread.daemon)
@@ -363,6 +373,15 @@ def _waits_for_lock(native_id: int) -> bool:
     except OSError:
         return False
     return len(fields) > 4 and fields[0] == _FUTEX and fields[4] == b"0x0"  # futex(2): the fourth argument is the limit
+
+
+def _let_in(mask: set[int], sleep: Callable[..., object], *args: Any, **options: Any) -> None:
+    """Sleep with this mask of signals; afterwards all are blocked, also when one of them raises."""
+    try:
+        restore(mask)
+        sleep(*args, **options)
+    finally:
+        block_all()
 
 
 def _fulfil(future: Any, outcome: Outcome) -> None:
