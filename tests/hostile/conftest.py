@@ -53,6 +53,11 @@ def bystander(ot):
 
 
 @pytest.fixture
+def liars_words():
+    return LIAR
+
+
+@pytest.fixture
 def liar(ot, bystander):
     """A session whose program knows how to lie."""
     with ot.session(limits=onetrip.Limits(wall_s=5, output_mb=2)) as session:
