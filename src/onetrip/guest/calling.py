@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import thread as executor_threads
 from posix import getpid
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from .. import wire
 from .channel import Channel
@@ -56,9 +56,8 @@ class _Waiter:
     def __init__(self, *, is_slow: bool, loop: Any = None, future: Any = None) -> None:
         self.is_slow, self.loop, self.future = is_slow, loop, future
         self.outcome: Outcome | None = None
-        self.wake: Any = None
+        self.wake: Any = allocate_lock() if future is None else None
         if future is None:
-            self.wake = allocate_lock()
             self.wake.acquire()
 
 
@@ -229,9 +228,7 @@ class Calls:
                 self._resuming.discard(waiter)
 
     def _hand_over(self) -> None:
-        if not self._threads:
-            return
-        for waiter in list(self._waiters.values()):
+        for waiter in list(self._waiters.values()) if self._threads else ():
             if waiter.future is None:
                 _release(waiter.wake)
                 return
