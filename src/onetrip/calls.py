@@ -15,7 +15,8 @@ program says may be a lie, so nothing here grows, or takes longer, with what it 
 import asyncio
 import hashlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Final, cast
 
 import msgspec
@@ -69,7 +70,7 @@ class _Call:
         self.preview: str | None = None
         self.reused = False
         self.is_made = False  # so that its answer is one of the tool's
-        self.task: asyncio.Task[None] | None = None
+        self.task: asyncio.Future[Any] | None = None
 
 
 class Calls:
@@ -285,7 +286,13 @@ class Calls:
             self._wait_for(call, "call")
         else:
             call.kind = None
-            call.task = asyncio.create_task(self._ask(call))
+            ask = cast("Ask", self._binding.ask)
+            answering = ask(ToolRequest(call.id, call.tool.name, call.raw, self._run_id, self._session_id))
+            if isinstance(answering, asyncio.Future):  # it has begun already: no task need wait for it
+                call.task = answering
+                call.task.add_done_callback(partial(self._came, call))
+            else:
+                call.task = asyncio.create_task(self._ask(call, answering))
 
     def _wait_for(self, call: _Call, kind: str) -> None:
         call.kind = kind
@@ -293,10 +300,14 @@ class Calls:
         if self._lease is None:
             self._lease = asyncio.get_running_loop().call_later(self._binding.wait_s, self._give_up)
 
-    async def _ask(self, call: _Call) -> None:
-        ask = cast("Ask", self._binding.ask)
+    def _came(self, call: _Call, future: "asyncio.Future[ToolAnswer]") -> None:
+        call.task = None
+        if call.number in self._open and not future.cancelled():
+            self._answer(call, future.result())
+
+    async def _ask(self, call: _Call, answering: Awaitable[ToolAnswer]) -> None:
         try:
-            answer = await ask(ToolRequest(call.id, call.tool.name, call.raw, self._run_id, self._session_id))
+            answer = await answering
         except Exception as err:  # noqa: BLE001  # against the agreement; without an answer the program would wait for ever
             answer = ToolAnswer(call.id, error=ToolFailure(f"{type(err).__name__}: {err}"))
         call.task = None

@@ -10,7 +10,9 @@ from typing import BinaryIO, Protocol
 from onetrip.model import Cell, Event, FileInfo, Level, Rewound, SessionSpec, Support, ToolAnswer, ToolRequest
 
 Contents = Mapping[str, bytes]  # files by their path in the workspace
-Ask = Callable[[ToolRequest], Awaitable[ToolAnswer]]  # answers calls of server tools; raises nothing but CancelledError
+Ask = Callable[
+    [ToolRequest], Awaitable[ToolAnswer]
+]  # answers calls of server tools; awaited, it raises nothing but CancelledError
 
 
 class Files(Protocol):

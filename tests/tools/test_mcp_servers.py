@@ -145,7 +145,7 @@ def test_a_program_that_dies_in_a_call_is_started_again():
     async def scenario():
         async with shop(stdio()) as box:
             old = value(await box.ask(request("pid")))
-            others = [asyncio.create_task(box.ask(request("die"))) for _ in range(3)]
+            others = [asyncio.ensure_future(box.ask(request("die"))) for _ in range(3)]
             failures = {(await task).error for task in others}
             assert {(failure.retryable, failure.code) for failure in failures} == {(True, "unavailable")}
             assert all("it is being connected again" in failure.message for failure in failures)
@@ -178,7 +178,7 @@ def test_a_server_over_http_that_is_killed_in_the_middle_of_a_call_is_found_agai
         with served(port, *era) as first:
             async with shop(over_http(f"http://127.0.0.1:{port}/mcp", HEADERS)) as box:
                 old = value(await box.ask(request("pid")))
-                hanging = asyncio.create_task(box.ask(request("hang", entered=str(entered))))
+                hanging = asyncio.ensure_future(box.ask(request("hang", entered=str(entered))))
                 await asyncio.to_thread(entered.read_text)
                 first.kill()
                 failure = (await hanging).error
@@ -198,7 +198,7 @@ def test_a_call_that_hangs_costs_its_deadline_and_the_server_is_used_on(tmp_path
     async def scenario():
         async with shop(stdio(), **{"shop.hang": Options(timeout_s=1)}) as box:
             old = value(await box.ask(request("pid")))
-            asked = asyncio.create_task(box.ask(request("hang", entered=str(tmp_path / "entered"))))
+            asked = asyncio.ensure_future(box.ask(request("hang", entered=str(tmp_path / "entered"))))
             await asyncio.to_thread((tmp_path / "entered").read_text)
             failure = (await asked).error
             assert (failure.type, failure.code) == ("timeout", "deadline")

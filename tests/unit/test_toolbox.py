@@ -164,7 +164,7 @@ def test_a_tool_that_hangs_costs_its_deadline_and_blocks_nobody(boxes, gate, eff
         box = boxes(
             multiply, *(from_function(one, Options(timeout_s=0.05, effect=effect)) for one in (hang, hang_async, hold_on))
         )
-        tasks = [asyncio.create_task(box.ask(request(name))) for name in ("hang", "hang_async", "hold_on")]
+        tasks = [asyncio.ensure_future(box.ask(request(name))) for name in ("hang", "hang_async", "hold_on")]
         assert (await box.ask(request("multiply", a=2))).value == b"4"
         return [(await task).error for task in tasks]
 
@@ -183,7 +183,7 @@ def test_calls_over_the_number_at_once_wait_and_threads_that_hang_keep_their_pla
 
     async def scenario():
         box = boxes(multiply, from_function(hang, Options(timeout_s=0.2, concurrency=2)))
-        first = [asyncio.create_task(box.ask(request("hang"))) for _ in range(2)]
+        first = [asyncio.ensure_future(box.ask(request("hang"))) for _ in range(2)]
         await asyncio.gather(*(asyncio.to_thread(entered.acquire) for _ in range(2)))
         late = (await box.ask(request("hang"))).error
         assert [(await one).error.code for one in first] == ["deadline", "deadline"]
@@ -222,7 +222,7 @@ def test_a_call_that_is_cancelled_gives_its_place_back_also_before_it_began(boxe
     async def scenario():
         box = boxes(from_function(add, Options(concurrency=1)))
         for steps in range(4):
-            task = asyncio.create_task(box.ask(request("add", a=1)))
+            task = asyncio.ensure_future(box.ask(request("add", a=1)))
             for _ in range(steps):
                 await asyncio.sleep(0)
             task.cancel()
