@@ -243,9 +243,9 @@ class Runs:
         NotFound, BadRequest, Conflict, Overloaded; then none is taken.
         """
         run = self._known(caller, run_id)
-        found = b"" if run is not None else await self.result(caller, run_id)  # raises where there is none
         is_new = False
         try:
+            found = b"" if run is not None else await self.result(caller, run_id)  # raises where there is none
             is_new = idempotency_key is None or self._store.claim(caller.tenant, idempotency_key, fingerprint, run_id) is None
             if run is None or run.outcome.done():
                 if is_new:
