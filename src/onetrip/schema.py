@@ -65,14 +65,13 @@ class DeclaredTool(Request, frozen=True):
 
 Patterns = tuple[Annotated[str, Meta(max_length=200)], ...]
 WaitS = Annotated[float, Meta(gt=0, le=30 * 86_400)]
-DAY_S = 86_400.0
 
 
 class SessionRequest(Request, frozen=True):
     environment: str | None = None
     tools: tuple[DeclaredTool, ...] = ()
     server_tools: Patterns | None = None  # which of the server's tools, such as "shop.*"; none named: all that the key may use
-    wait_s: WaitS = DAY_S  # how long a call waits for the caller
+    wait_s: WaitS | None = None  # how long a call waits for the caller; a day, if it is not said
     limits: LimitsRequest = LimitsRequest()
     policy: PolicyRequest = PolicyRequest()
     files: tuple[FileContent, ...] = ()
@@ -102,7 +101,7 @@ class RunRequest(CellRequest, frozen=True):
 
     environment: str | None = None
     server_tools: Patterns | None = None
-    wait_s: WaitS = DAY_S
+    wait_s: WaitS | None = None
     limits: LimitsRequest = LimitsRequest()
     policy: PolicyRequest = PolicyRequest()
     files: tuple[FileContent, ...] = ()

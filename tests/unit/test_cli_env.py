@@ -160,6 +160,7 @@ def test_the_public_names_are_these_and_importing_them_is_lazy():
         "SandboxFailed",
         "SessionGone",
         "TooLarge",
+        "Tool",
         "Unauthorized",
         "Unavailable",
         "UnknownEnvironment",
@@ -168,6 +169,7 @@ def test_the_public_names_are_these_and_importing_them_is_lazy():
         "alocal",
         "connect",
         "local",
+        "tool",
     ]
     assert all(getattr(onetrip, name).__name__ == name for name in onetrip.__all__)
     assert all(

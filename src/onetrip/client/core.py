@@ -90,7 +90,7 @@ def open_session(spec: SessionSpec, files: Contents, key: str) -> tuple[Ask, dic
         **_common(spec),
         files=_files(inline),
         tools=_declared(spec.tools),
-        wait_s=spec.wait_s,
+        wait_s=None if spec.wait_s == _DEFAULTS.wait_s else spec.wait_s,
         idle_timeout_s=spec.idle_timeout_s,
         checkpoints=spec.checkpoints,
         on_error=spec.on_error,
@@ -121,7 +121,7 @@ def shot(spec: SessionSpec, asked: Cell, files: Contents, key: str) -> Ask:
     _check(asked)
     request = schema.RunRequest(
         **_common(spec), code=asked.code, inputs=asked.inputs, timeout_s=asked.timeout_s, stream=True, files=_files(files),
-        tools=_declared((*spec.tools, *asked.tools)), wait_s=spec.wait_s,
+        tools=_declared((*spec.tools, *asked.tools)), wait_s=None if spec.wait_s == _DEFAULTS.wait_s else spec.wait_s,
     )  # fmt: skip
     return _post("v1/runs", request, key)
 

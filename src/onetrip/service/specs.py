@@ -31,7 +31,7 @@ def session_spec(request: SessionRequest, settings: Settings, server_tools: Sequ
         on_error=request.on_error,
         threads=request.threads,
         tools=_tools(request.tools, server_tools),
-        wait_s=request.wait_s,
+        wait_s=request.wait_s or SessionSpec().wait_s,
     )
 
 
@@ -46,7 +46,7 @@ def shot_spec(request: RunRequest, settings: Settings, server_tools: Sequence[To
         threads=request.threads,
         checkpoints=0,
         tools=tuple(server_tools),
-        wait_s=request.wait_s,
+        wait_s=request.wait_s or SessionSpec().wait_s,
     )
 
 
