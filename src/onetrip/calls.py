@@ -134,20 +134,28 @@ class Calls:
             self._answer(call, _failure(call, f"more than {self._limit} tool calls in one program", code="tool_calls"))
             self._over_limit()
             return
-        self._tell(model.ToolCalled(self._line(call)), EVENT_BYTES + min(len(raw), LEDGER_BYTES))
-        if refusal is not None:
-            self._answer(call, ToolAnswer(call.id, error=refusal))
-            return
-        guard = self._binding.guard
-        if guard is not None and (known := guard.before(call.tool, call.raw)) is not None:
-            call.reused = known.reused
-            self._answer(call, ToolAnswer(call.id, known.value, known.error))
+        at_once = ToolAnswer(call.id, error=refusal) if refusal is not None else self._known(call)
+        told = self._line(call)
+        if at_once is not None:  # so that who reads it does not begin to make it
+            told = msgspec.structs.replace(told, status=_STATUS[at_once.error.type] if at_once.error is not None else "ok")
+        self._tell(model.ToolCalled(told), EVENT_BYTES + min(len(raw), LEDGER_BYTES))
+        if at_once is not None:
+            self._answer(call, at_once)
             return
         call.is_made = True
         if call.tool.approval == "required":
             self._wait_for(call, "approval")
         else:
             self._proceed(call)
+
+    def _known(self, call: _Call) -> ToolAnswer | None:
+        """What the session's guard answers instead of the tool."""
+        guard = self._binding.guard
+        instead = None if guard is None else guard.before(call.tool, call.raw)
+        if instead is None:
+            return None
+        call.reused = instead.reused
+        return ToolAnswer(call.id, instead.value, instead.error)
 
     def _dropped(self, message: wire.ToolDrop) -> None:
         """Nobody in the program waits for it. What a tool began it may finish or not: it is cancelled."""

@@ -4,6 +4,7 @@ import asyncio
 import os
 import textwrap
 
+import msgspec
 import pytest
 
 import onetrip
@@ -19,6 +20,12 @@ def ot(anywhere):
 
 ROLLED_BACK = SessionState(survived=True, rolled_back=True, checkpoint=True)
 WENT_ON = SessionState(survived=True, rolled_back=False, checkpoint=True)
+
+
+def without_names(state: SessionState) -> SessionState:
+    """Without the variables that a failed cell tells."""
+    return msgspec.structs.replace(state, variables=())
+
 
 BEFORE = """
 import collections
@@ -169,7 +176,7 @@ def test_cell_after_cell_may_be_lost_and_the_state_stays(session):
 @pytest.mark.spec("UND-09")
 def test_an_exception_keeps_the_state_as_in_a_notebook(session):
     result = prepared(session).run(CHANGE + "1 / 0")
-    assert (result.status, result.error.type, result.session) == ("failed", "ZeroDivisionError", WENT_ON)
+    assert (result.status, result.error.type, without_names(result.session)) == ("failed", "ZeroDivisionError", WENT_ON)
     assert session.run(STATE).value == [["one", "two"], "two, and longer", ["file", "new"], True, True]
 
 
@@ -286,7 +293,7 @@ def test_the_awaited_interface_takes_back_and_undoes_too():
     async def scenario():
         async with onetrip.alocal(warm=0) as ot, ot.session() as session:
             await session.run(BEFORE)
-            results = [(await session.run(CHANGE + end)).session for end in ("os._exit(1)", "1 / 0")]
+            results = [without_names((await session.run(CHANGE + end)).session) for end in ("os._exit(1)", "1 / 0")]
             moves = [await session.undo(), await session.redo(), await session.undo()]
             return results, moves, (await session.run(STATE)).value
 

@@ -11,7 +11,7 @@ KEYS = [
     "oneshot_cpu", "cpu_ratio", "fork_rate", "oneshot_rate", "rate_ratio", "echo", "echo_async", "warm_async", "warm_sync", "warm_think",
     "warm_undo", "undo_ratio", "warm_undo_back", "undo", "rollback", "rewrite", "rewrite_undo", "rewrite_ratio", "fork_frame", "fork_many",
     "branch_memory", "memory", "memory_undo", "pipe_once", "print_once", "pipe_lines", "print_lines",
-    "http_echo", "http_warm", "http_warm_ratio", "http_oneshot", "http_rate", "http_rate_ratio", "http_up", "http_down",
+    "tool_call", "tool_call_sync", "tool_parallel", "http_echo", "http_warm", "http_warm_ratio", "http_oneshot", "http_rate", "http_rate_ratio", "http_up", "http_down",
     "http_sessions", "http_sessions_undo",
 ]  # fmt: skip
 

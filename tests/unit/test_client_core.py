@@ -245,7 +245,7 @@ def test_records_are_the_events_of_a_run():
         for name, data in (
             ("started", b'{"type":"started","run_id":"run_1"}'), ("stdout", b'{"type":"stdout","text":"o"}'),
             ("stderr", b'{"type":"stderr","text":"e"}'), ("display", display), ("done", msgspec.json.encode(result)),
-            ("from_a_newer_server", b'{}'), ("message", b"x"),
+            ("from_a_newer_server", b"{}"), ("message", b"x"),
         )
     ]  # fmt: skip
     assert found[:3] == [Started("run_1"), Stdout("o"), Stderr("e")]

@@ -8,14 +8,11 @@ those that guard a wait, and every other thread waits without a limit, here or f
 Where a thread waits is seen by its frame, or by the system call that it sleeps in; a daemon thread may look around from time to time.
 """
 
-import platform
 import sys
-import threading
 from _thread import _count as other_threads  # type: ignore[attr-defined]  # how many there are beside the main thread
 from _thread import allocate_lock
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import thread as executor_threads
 from posix import getpid
 from typing import Any, Final
 
@@ -23,24 +20,11 @@ from .. import wire
 from .channel import Channel
 from .interrupts import block_all, restore
 from .own import OWN as __builtins__  # noqa: F401  # see own.py
+from .stillness import only_guards, others_wait
 
 _modules: Final = sys.modules  # the program may rebind sys.modules
 _LOOK_S: Final = 0.02  # between two looks at the other threads …
 _REST_S: Final = 0.2  # … once the host was told
-_FUTEX: Final = {"x86_64": b"202", "aarch64": b"98"}.get(platform.machine(), b"none")
-_threads: Final[dict[int, Any]] = vars(threading)["_active"]
-_frames: Final = sys._current_frames  # pyright: ignore[reportPrivateUsage]
-# Where a thread waits without a limit, if `timeout` there is None; these wait for others, or for nothing.
-_WAITS: Final = tuple(
-    found.__code__
-    for found in (
-        threading.Condition.wait,
-        threading.Thread.join,
-        getattr(threading.Thread, "_wait_for_tstate_lock", None),
-        getattr(executor_threads, "_worker", None),
-    )
-    if found is not None
-)
 
 Outcome = tuple[bool, bytes]  # whether it failed, and the body of the answer
 ENDED: Final[Outcome] = (True, b'{"message": "the cell ended before the answer came", "code": "cell_ended"}')
@@ -272,7 +256,7 @@ class Calls:
 
     def idles(self, loop: Any) -> float | None:
         """An event loop is about to sleep. Returns after how many seconds it is to look again; None: not at all."""
-        if not self._slow or not self._running or not _only_guards(loop):
+        if not self._slow or not self._running or not only_guards(loop):
             return None
         if other_threads() and not self._others_wait():
             return _LOOK_S
@@ -295,9 +279,7 @@ class Calls:
             restore(mask)
 
     def _others_wait(self) -> bool:
-        """Whether every other thread waits without a limit."""
-        me = threading.get_ident()
-        return all(ident == me or _waits(frame, ident) for ident, frame in _frames().items())
+        return others_wait(_OURS, _SELECT)
 
 
 class _Selector:
@@ -316,62 +298,6 @@ class _Selector:
         return getattr(self._inner, name)
 
 
-def _only_guards(loop: Any) -> bool:
-    """Whether nothing is ready in this loop, and no timer is set but those that end a wait for something else."""
-    if loop._ready:
-        return False
-    return all(handle._cancelled or _is_guard(handle._callback) for handle in loop._scheduled)
-
-
-def _is_guard(callback: Any) -> bool:
-    """asyncio.timeout and wait_for, wait, as_completed: what they call when the time is over."""
-    name = getattr(getattr(callback, "__func__", callback), "__qualname__", "")
-    return name in (
-        "Timeout._on_timeout",
-        "_release_waiter",
-        "as_completed.<locals>._on_timeout",
-        "_AsCompletedIterator._handle_timeout",
-    )
-
-
-def _waits(frame: Any, ident: int) -> bool:
-    """Whether this thread waits for others, or for nothing, with no end of its own."""
-    code = frame.f_code
-    if code is _WAIT or code is _PULL:
-        return True
-    if code.co_name == "select":
-        return _is_idle_loop(frame)
-    if code is _CONDITION_WAIT and any(
-        above is not None and above.f_code is _START for above in (frame.f_back, frame.f_back.f_back)
-    ):
-        return False  # for a thread that is just being started
-    thread = _threads.get(ident)
-    if code in _WAITS:
-        return frame.f_locals.get("timeout") in (None, -1) or (
-            code is _CONDITION_WAIT and thread is not None and bool(thread.daemon)
-        )
-    return thread is not None and _waits_for_lock(thread.native_id)
-
-
-def _is_idle_loop(frame: Any) -> bool:
-    """Whether this frame, in a selector, is that of an event loop which nothing but others will wake."""
-    above = frame.f_back
-    if above is not None and above.f_code is _SELECT:
-        above = above.f_back
-    return above is not None and above.f_code.co_qualname == "BaseEventLoop._run_once" and _only_guards(above.f_locals["self"])
-
-
-def _waits_for_lock(native_id: int) -> bool:
-    """Whether this thread sleeps until another one wakes it: locks are taken in C, so no frame tells. Whoever waits for the interpreter does
-    so with a limit."""
-    try:
-        with open(f"/proc/self/task/{native_id}/syscall", "rb") as file:
-            fields = file.read().split()
-    except OSError:
-        return False
-    return len(fields) > 4 and fields[0] == _FUTEX and fields[4] == b"0x0"  # futex(2): the fourth argument is the limit
-
-
 def _let_in(mask: set[int], sleep: Callable[..., object], *args: Any, **options: Any) -> None:
     """Sleep with this mask of signals; afterwards all are blocked, also when one of them raises."""
     try:
@@ -382,8 +308,7 @@ def _let_in(mask: set[int], sleep: Callable[..., object], *args: Any, **options:
 
 
 def _fulfil(future: Any, outcome: Outcome) -> None:
-    if not future.done():
-        future.set_result(outcome)
+    return None if future.done() else future.set_result(outcome)
 
 
 def _release(lock: Any) -> None:
@@ -393,8 +318,5 @@ def _release(lock: Any) -> None:
         return
 
 
-_CONDITION_WAIT: Final = threading.Condition.wait.__code__
-_START: Final = threading.Thread.start.__code__
-_WAIT: Final = Calls.wait.__code__
-_PULL: Final = Channel.pull.__code__
+_OURS: Final = frozenset({Calls.wait.__code__, Channel.pull.__code__})
 _SELECT: Final = _Selector.select.__code__

@@ -99,7 +99,9 @@ def test_while_it_waits_its_session_takes_no_cell_and_an_interrupt_ends_it(user,
     assert (refused.status_code, refused.json()["code"]) == (409, "conflict")
     assert result["id"] in refused.json()["detail"]
     assert user.post(f"/v1/runs/{result['id']}/interrupt").status_code == 204
-    ended = wait_for(lambda: (found := user.get(f"/v1/runs/{result['id']}").json())["status"] != "waiting" and found)
+    ended = wait_for(
+        lambda: (found := user.get(f"/v1/runs/{result['id']}").json())["status"] not in ("waiting", "running") and found
+    )
     assert ended["status"] == "interrupted"
     assert answer(user, result, [{"id": result["pending"][0]["id"], "value": 5}]).status_code == 409
     assert user.post(f"{asking}/runs", json={"code": "x"}, headers={"Idempotency-Key": "second"}).json()["value"] == 1
