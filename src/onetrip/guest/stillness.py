@@ -29,6 +29,7 @@ _WAITS: Final = tuple(
     )
     if found is not None
 )
+_DEPTH: Final = 6  # of what looks calls, at most
 _MOMENT_S: Final = 0.001  # in which a thread that can go on does
 _CONDITION_WAIT: Final = threading.Condition.wait.__code__
 _START: Final = threading.Thread.start.__code__
@@ -49,15 +50,27 @@ def others_wait(ours: Collection[CodeType], select: CodeType) -> bool:
 def _all_wait(ours: Collection[CodeType], select: CodeType) -> dict[int, tuple[Any, int]] | None:
     """Where in which frame each other thread waits; None if one does not."""
     me = threading.get_ident()
-    places = {ident: (frame, frame.f_lasti) for ident, frame in _frames().items() if ident != me}
+    places: dict[int, tuple[Any, int]] = {ident: (frame, frame.f_lasti) for ident, frame in _frames().items() if ident != me}
     asleep: list[int] = []
     for ident, (frame, _) in places.items():
+        if _looks(frame):
+            places[ident] = others_wait, 0
+            continue
         found = _where(frame, ident, ours, select)
         if found is False:
             return None
         if found is not True:
             asleep.append(found)
     return places if all(map(_waits_for_lock, asleep)) else None
+
+
+def _looks(frame: Any) -> bool:
+    """Whether this thread looks whether others wait, as we do, which it does only if it waits itself."""
+    for _ in range(_DEPTH):
+        if frame is None or frame.f_code is _LOOK:
+            return frame is not None
+        frame = frame.f_back
+    return False
 
 
 def _where(frame: Any, ident: int, ours: Collection[CodeType], select: CodeType) -> bool | int:
@@ -115,3 +128,6 @@ def _waits_for_lock(native_id: int) -> bool:
     except OSError:
         return False
     return len(fields) > 4 and fields[0] == _FUTEX and fields[4] == b"0x0"  # futex(2): the fourth argument is the limit
+
+
+_LOOK: Final = others_wait.__code__
