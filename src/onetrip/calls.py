@@ -29,7 +29,7 @@ from onetrip.seam import Ask
 from onetrip.texts import shown
 
 MAX_ARGUMENT_BYTES: Final = 1 << 20  # of one call
-MAX_OPEN_BYTES: Final = 64 << 20  # of the arguments of all calls that are open
+MAX_OPEN_BYTES: Final = 8 << 20  # of the arguments of all calls that are open; as objects they may be twenty times that
 MAX_DEPTH: Final = 200  # of arguments: whoever encodes a result has less stack than we may have here
 MAX_VALUE_BYTES: Final = 32 << 20
 MAX_MESSAGE: Final = 20_000  # characters of a failure's
