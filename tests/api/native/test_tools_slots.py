@@ -115,7 +115,7 @@ def test_wait_s_is_how_long_a_call_waits_and_not_longer(api):
     assert time.monotonic() - began >= 0.5
     assert ended["value"] == ["ToolTimeout", True, "ask: nobody answered within 0.5 s"]
     assert answer(api, waiting, [{"id": pending(waiting)["a"], "value": 1}]).status_code == 409
-    for wrong in (0, -1, 30 * 86_400 + 1, "1", None):
+    for wrong in (0, -1, 30 * 86_400 + 1, "1"):
         refused = api.post("/v1/runs", json={"code": "1", "wait_s": wrong})
         assert (refused.status_code, refused.json()["field"]) == (400, "wait_s")
 
