@@ -105,6 +105,7 @@ def test_the_targets_are_those_of_the_issues():
         "http_up": (200.0, False), "http_down": (200.0, False), "http_sessions": (8.0, True), "http_sessions_undo": (8.0, True),
         "fork_frame": (10.0, True), "fork_many": (500.0, True), "memory": (6.0, True), "branch_memory": (3.0, True),
         "print_once": (50.0, False), "print_lines": (50.0, False),
+        "tool_call": (0.15, True), "tool_call_sync": (0.15, True), "tool_parallel": (100.0, True),
     }  # fmt: skip
 
 
