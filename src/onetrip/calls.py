@@ -15,7 +15,7 @@ program says may be a lie, so nothing here grows, or takes longer, with what it 
 import asyncio
 import hashlib
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final, cast
 
@@ -296,11 +296,8 @@ class Calls:
             call.kind = None
             ask = cast("Ask", self._binding.ask)
             answering = ask(ToolRequest(call.id, call.tool.name, call.raw, self._run_id, self._session_id))
-            if isinstance(answering, asyncio.Future):  # it has begun already: no task need wait for it
-                call.task = answering
-                call.task.add_done_callback(partial(self._came, call))
-            else:
-                call.task = asyncio.create_task(self._ask(call, answering))
+            call.task = asyncio.ensure_future(answering)
+            call.task.add_done_callback(partial(self._came, call))
 
     def _wait_for(self, call: _Call, kind: str) -> None:
         call.kind = kind
@@ -310,17 +307,12 @@ class Calls:
 
     def _came(self, call: _Call, future: "asyncio.Future[ToolAnswer]") -> None:
         call.task = None
-        if call.number in self._open and not future.cancelled():
-            self._answer(call, future.result())
-
-    async def _ask(self, call: _Call, answering: Awaitable[ToolAnswer]) -> None:
-        try:
-            answer = await answering
-        except Exception as err:  # noqa: BLE001  # against the agreement; without an answer the program would wait for ever
-            answer = ToolAnswer(call.id, error=ToolFailure(f"{type(err).__name__}: {err}"))
-        call.task = None
+        if future.cancelled():
+            return
+        err = future.exception()  # against the agreement; without an answer the program would wait for ever
         if call.number in self._open:
-            self._answer(call, answer)
+            failure = None if err is None else ToolFailure(f"{type(err).__name__}: {err}")
+            self._answer(call, future.result() if failure is None else ToolAnswer(call.id, error=failure))
 
     def _give_up(self) -> None:
         """Nobody answered in time: the program is told so, and may go on."""
