@@ -61,8 +61,12 @@ def receive_raw(sock: socket.socket) -> tuple[bytes, list[int]]:
     """The same for any bytes."""
     try:
         data, fds, flags, _address = socket.recv_fds(sock, MAX_BYTES, MAX_FDS, socket.MSG_CMSG_CLOEXEC)
-    except ConnectionResetError as err:
-        raise Closed from err
+    except ConnectionResetError:
+        # The other end closed with something unread: the kernel says so once, before it gives what was sent until then.
+        try:
+            data, fds, flags, _address = socket.recv_fds(sock, MAX_BYTES, MAX_FDS, socket.MSG_CMSG_CLOEXEC)
+        except ConnectionResetError as err:
+            raise Closed from err
     if not data:
         close_all(fds)
         raise Closed

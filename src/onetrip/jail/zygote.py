@@ -9,8 +9,7 @@ Theory of operation
 A launch takes a room and has the wanted node fork a runner into it. Rooms of the usual size are made ahead (`SPARE_ROOMS`):
 making one waits for the kernel's lock on network namespaces, up to 10 ms when others are being taken down. The zygote keeps a
 duplicate of every host-side descriptor, so that a host which comes back finds its live sandboxes (`adopt`). When the control
-connection ends, it waits `lease_s` for the next one and then exits; being PID 1 of the house, its end is the end of everything
-in it. One thread; nothing here ever runs user code.
+connection ends, it waits `lease_s` for the next one and then exits, and everything in the house with it. One thread; no user code.
 """
 
 import collections
@@ -133,12 +132,13 @@ class Zygote:
         self._deadline = time.monotonic() + self._lease_s
 
     def _tell(self, message: dict[str, Any], fds: list[int] | None = None) -> None:
-        if self._host is None:
-            return  # what matters is kept: a host that comes back asks with `adopt`
+        if self._host is None:  # what matters is kept: a host that comes back asks with `adopt`
+            return
         try:
             control.send(self._host, message, fds or ())
-        except control.Closed:
-            self._lose_host()
+        except control.Closed as err:
+            if not isinstance(err.__cause__, BrokenPipeError | ConnectionResetError):  # else what it said last is read first
+                self._lose_host()
 
     def _from_host(self) -> None:
         assert self._host is not None
