@@ -26,7 +26,9 @@ class Guard:
             refusal = Forbidden(
                 why, hint="Name it in `allowed_hosts` or `allowed_origins` of the server's configuration if it is meant to."
             )
-            await problem(refusal, request_id(scope))(scope, receive, send)
+            answer = problem(refusal, request_id(scope))
+            answer.headers["Connection"] = "close"  # its body is not read, so nobody is to send another request behind it
+            await answer(scope, receive, send)
             return
         await self._app(scope, receive, send)
 
