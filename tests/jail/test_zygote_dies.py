@@ -59,12 +59,31 @@ def test_sandboxes_of_a_zygote_that_was_killed_are_lost_and_the_next_run_works(d
                     await session.run("1")
             assert (await ot.run("1 + 1")).text == "2"
 
-    async def killing(events, pid):
-        async with contextlib.aclosing(events):
-            async for event in events:
-                if isinstance(event, Stdout):
-                    os.kill(pid, signal.SIGKILL)
-                yield event
+    asyncio.run(main())
+
+
+async def killing(events, pid):
+    async with contextlib.aclosing(events):
+        async for event in events:
+            if isinstance(event, Stdout):
+                os.kill(pid, signal.SIGKILL)
+            yield event
+
+
+@pytest.mark.spec("END-02")
+def test_a_session_is_lost_with_its_zygote_though_the_news_of_that_comes_late(descendants):
+    others = descendants(os.getpid())
+
+    async def main() -> None:
+        async with onetrip.alocal(warm=0) as ot, ot.session() as session:
+            await session.run("1")  # the process that runs the next cell is a fork of this one's, which is kept
+            (tier, _) = next(iter(ot._engine._tiers.values()))
+            handle = await tier.zygote("default")
+            asyncio.get_running_loop().remove_reader(handle._connection.fileno())  # as if an init held it open for a moment
+            zygote = zygote_below(descendants(os.getpid()) - others)
+            events = [e async for e in killing(session.stream("print('on', flush=True)\nimport time; time.sleep(60)"), zygote)]
+            result = events[-1].result
+            assert (result.status, result.error.type, result.session.survived) == ("lost", "SandboxLost", False)
 
     asyncio.run(main())
 

@@ -15,7 +15,7 @@ from onetrip.model import Level, Limits, Support
 from onetrip.removal import RunFolder, remove_tree
 from onetrip.tiers import jail_probe
 from onetrip.tiers.base import Donation, Exit, LaunchSpec, Sandbox
-from onetrip.tiers.jail_room import Room, channel_ends
+from onetrip.tiers.jail_room import ZYGOTE_DIED, Room, channel_ends
 from onetrip.tiers.jail_sandbox import Fixed, JailSandbox
 from onetrip.tiers.jail_zygote import ISLAND, ZygoteHandle
 
@@ -25,7 +25,6 @@ UID_COUNT: Final = 0x1_0000
 GUEST_UIDS: Final = UID_COUNT - zygote.FIRST_UID
 SPARE_GROUPS: Final = 8
 DEFAULT_LIMITS: Final = Limits()
-ZYGOTE_DIED: Final = Exit(lost="the zygote that it was forked from died")
 ROTATE_AFTER: Final = 5000  # launches per zygote: its children share hash seed and address layout, so do not keep it for ever
 
 # The whole environment of a program. Threads: one, because a process with more cannot be forked safely (libgomp hangs).

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import os
 import signal
 import time
 from collections.abc import Callable, Sequence
@@ -109,12 +108,3 @@ def _inside(outside: int) -> int:
     with contextlib.suppress(OSError, StopIteration), open(f"/proc/{outside}/status", "rb") as status:
         return int(next(line for line in status if line.startswith(b"NSpid:")).split()[-1])
     return 0
-
-
-def outside_of(pidfd: int) -> int:
-    """The number that a process has here, by its handle."""
-    fd = os.open(f"/proc/self/fdinfo/{pidfd}", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        return int(os.read(fd, 1024).partition(b"\nPid:")[2].split(None, 1)[0])
-    finally:
-        os.close(fd)

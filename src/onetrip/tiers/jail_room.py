@@ -24,15 +24,11 @@ FIRST: Final = 2  # init is the first process of the namespace, the runner the s
 CLOSE_S: Final = 10  # killing a process tree takes milliseconds; longer means that the kernel is stuck on it
 FRESH_S: Final = 0.02
 _INIT: Final = 1
-_STATE, _PARENT, _SESSION, _THREADS, _START_TIME, _EXIT_CODE = (
-    0,
-    1,
-    3,
-    17,
-    19,
-    49,
-)  # proc_pid_stat(5), counted from behind the command's name
+# proc_pid_stat(5), counted from behind the command's name
+_STATE, _PARENT, _SESSION, _FLAGS, _THREADS, _START_TIME, _EXIT_CODE = 0, 1, 3, 6, 17, 19, 49
+_PF_EXITING: Final = 0x4  # linux/sched.h
 _FIRST_VICTIM, _LAST_VICTIM = b"500", b"0"  # proc_pid_oom_score_adj(5): a live process goes before checkpoints
+ZYGOTE_DIED: Final = Exit(lost="the zygote that it was forked from died")
 _MAPPED_BYTES: Final = 4 << 20  # of a list of mappings; a process has at most 65,530 of them (vm.max_map_count)
 
 
@@ -143,11 +139,25 @@ class Room:
 
     def how_it_ended(self, pid: int) -> Exit:
         """Of a process that nobody has waited for yet: its parent, a checkpoint, sleeps."""
+        if self._has_lost_zygote():
+            return ZYGOTE_DIED
         fields = self.fields(pid)
         if len(fields) <= _EXIT_CODE:
             return Exit()
         status = int(fields[_EXIT_CODE])
         return Exit(signal=status & 0x7F) if status & 0x7F else Exit(code=status >> 8)
+
+    def _has_lost_zygote(self) -> bool:
+        """Whether the zygote, init's parent, is ending, and with it, by no doing of theirs, all that lives here.
+
+        The news of it may come later: its control socket is open for as long as an init that it was about to start has a copy.
+        """
+        if self.init < 0:
+            return False
+        parent = _fields(f"/proc/{outside_of(self.init)}/stat", None)[_PARENT : _PARENT + 1]
+        zygote = _fields(f"/proc/{int(parent[0])}/stat", None) if parent else []
+        # Its children end before it does and have no other parent until then, so one that is not there has ended.
+        return not zygote or bool(int(zygote[_FLAGS]) & _PF_EXITING)
 
     def running(self, among: Iterable[int] | None = None) -> dict[int, tuple[int, int]]:
         """Processes, all or some, that are neither init, nor dead, nor pinned: number → (parent, session)."""
@@ -225,6 +235,15 @@ def _fields(path: str, dir_fd: int | None) -> list[bytes]:
         return os.read(fd, 4096).rpartition(b")")[2].split()
     except ProcessLookupError:
         return []
+    finally:
+        os.close(fd)
+
+
+def outside_of(pidfd: int) -> int:
+    """The number that a process has here, by its handle; -1 when it is gone."""
+    fd = os.open(f"/proc/self/fdinfo/{pidfd}", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return int(os.read(fd, 1024).partition(b"\nPid:")[2].split(None, 1)[0])
     finally:
         os.close(fd)
 

@@ -19,8 +19,8 @@ from onetrip.jail import cgroup, mounts, usage
 from onetrip.model import Isolation, Level, Limits
 from onetrip.removal import used_bytes
 from onetrip.tiers.base import Exit, LaunchSpec, Reading
-from onetrip.tiers.jail_processes import Processes, outside_of
-from onetrip.tiers.jail_room import CLOSE_S, FIRST, Room
+from onetrip.tiers.jail_processes import Processes
+from onetrip.tiers.jail_room import CLOSE_S, FIRST, Room, outside_of
 
 STILL_STEP_S: Final = 0.0005
 MAX_TASKS: Final = 8192  # of a session and all its branches together
