@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from .. import wire
 from .channel import Channel
-from .interrupts import block_all, restore
+from .interrupts import block_again, block_all, restore
 from .own import OWN as __builtins__  # noqa: F401  # see own.py
 from .stillness import only_guards, others_wait
 
@@ -106,13 +106,13 @@ class Calls:
                             while waiter.outcome is None and self._running:
                                 self._read(mask)
                         finally:
-                            block_all()
+                            block_again()
                             self._reading.release()
                             self._hand_over()
                     else:
                         _let_in(mask, waiter.wake.acquire)  # until it is answered, or the reading is handed over
             except BaseException:
-                block_all()
+                block_again()
                 self._drop(number, waiter)
                 self._hand_over()  # it may have been handed to this thread
                 raise
@@ -304,7 +304,7 @@ def _let_in(mask: set[int], sleep: Callable[..., object], *args: Any, **options:
         restore(mask)
         sleep(*args, **options)
     finally:
-        block_all()
+        block_again()
 
 
 def _fulfil(future: Any, outcome: Outcome) -> None:

@@ -8,6 +8,7 @@ and reaches the program in its next cell.
 # The C functions themselves: the wrappers in `signal` build enum sets, which costs more than the system calls.
 from _signal import default_int_handler, pthread_sigmask, set_wakeup_fd, signal  # type: ignore[import-not-found]  # no stubs
 from collections.abc import Callable
+from functools import partial
 from signal import SIG_BLOCK, SIG_DFL, SIG_IGN, SIG_SETMASK, SIGCHLD, SIGINT, SIGKILL, SIGSTOP, valid_signals
 from typing import Final, cast
 
@@ -21,8 +22,22 @@ _CHILD, _DEFAULT = int(SIGCHLD), int(SIG_DFL)
 
 
 def block_all() -> set[int]:
-    """Block every signal in this thread. Returns the mask as it was, for `restore`."""
-    return cast("set[int]", pthread_sigmask(_BLOCK, _ALL))
+    """Block every signal in this thread. Returns the mask as it was, for `restore`.
+
+    May raise what a signal raises that came just before; then the mask is as it was.
+    """
+    mask = cast("set[int]", pthread_sigmask(_BLOCK, ()))
+    try:
+        pthread_sigmask(_BLOCK, _ALL)  # runs Python's handlers last, when all are blocked already
+    except BaseException:
+        pthread_sigmask(_SET, mask)
+        raise
+    return mask
+
+
+# Block every signal in this thread, also when it raises what a signal raises that came just before. Not a function of Python's,
+# which a signal could enter instead of.
+block_again: Final[Callable[[], object]] = partial(pthread_sigmask, _BLOCK, _ALL)
 
 
 def forget_zygote() -> None:
