@@ -37,7 +37,7 @@ def block_all() -> set[int]:
 
 # Block every signal in this thread, also when it raises what a signal raises that came just before. Not a function of Python's,
 # which a signal could enter instead of.
-block_again: Final[Callable[[], object]] = partial(pthread_sigmask, _BLOCK, _ALL)
+block_again: Final = cast("Callable[[], object]", partial(pthread_sigmask, _BLOCK, _ALL))
 
 
 def forget_zygote() -> None:
