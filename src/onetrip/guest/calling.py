@@ -126,7 +126,11 @@ class Calls:
         loop = _modules["asyncio"].get_running_loop()
         self._attach(loop)
         waiter = _Waiter(is_slow=is_slow, loop=loop, future=loop.create_future())
-        number = self._send(waiter, tool, place, body)
+        mask = block_all()
+        try:
+            number = self._send(waiter, tool, place, body)
+        finally:
+            restore(mask)
         try:
             outcome: Outcome = await waiter.future
         except BaseException:
@@ -136,22 +140,20 @@ class Calls:
         return outcome
 
     def _send(self, waiter: _Waiter, tool: str, place: tuple[str, int], body: bytes) -> int:
+        """Signals are blocked: an interrupt between two packets would leave half a message."""
         if not self._running:
             raise NotHere
-        mask = block_all()  # an interrupt between two packets would leave half a message
-        try:
-            with self._channel.sending() as run:
-                if run is None:
-                    raise NotHere
-                number = self._asked + 1
-                packets = list(wire.packets(wire.ToolCall(run, number, tool, place[0], place[1], (body,))))
-                self._asked = number
-                self._waiters[number] = waiter
-                self._slow += waiter.is_slow
-                self._threads += waiter.future is None
-                self._channel.put(packets)
-        finally:
-            restore(mask)
+        with self._channel.sending:
+            run = self._channel.run()
+            if run is None:
+                raise NotHere
+            number = self._asked + 1
+            packets = list(wire.packets(wire.ToolCall(run, number, tool, place[0], place[1], (body,))))
+            self._asked = number
+            self._waiters[number] = waiter
+            self._slow += waiter.is_slow
+            self._threads += waiter.future is None
+            self._channel.put(packets)
         return number
 
     def _drop(self, number: int, waiter: _Waiter) -> None:
@@ -164,8 +166,8 @@ class Calls:
             self._slow -= waiter.is_slow
             self._threads -= waiter.future is None
             self._told = (0, 0)  # the host hears that the program moves: that it is blocked again is news
-            with self._channel.sending() as run:
-                if run is not None and self._running:
+            with self._channel.sending:
+                if (run := self._channel.run()) is not None and self._running:
                     self._channel.put(list(wire.packets(wire.ToolDrop(run, number))))
         finally:
             restore(mask)
@@ -271,7 +273,8 @@ class Calls:
             return
         mask = block_all()
         try:
-            with self._channel.sending() as run:
+            with self._channel.sending:
+                run = self._channel.run()
                 if run is not None and state == (self._asked, self._answered):
                     self._told = state
                     self._channel.put(list(wire.packets(wire.Blocked(run, *state))))

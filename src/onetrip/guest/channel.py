@@ -6,10 +6,9 @@ under a lock, by the process that owns the channel, and a display only while its
 
 import select
 from _socket import AF_UNIX, CMSG_SPACE, MSG_CMSG_CLOEXEC, MSG_DONTWAIT, SCM_RIGHTS, SOCK_SEQPACKET, SOL_SOCKET, socket
-from _thread import allocate_lock
+from _thread import LockType, allocate_lock
 from collections import deque
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from fcntl import ioctl
 from itertools import repeat
 from os import set_blocking
@@ -105,14 +104,17 @@ class Channel:
     def fd(self) -> int:
         return self._fd
 
-    @contextmanager
-    def sending(self) -> Generator[str | None]:
-        """Be the only one who sends; gives the run that is open, or None. Signals must be blocked."""
-        with self._lock:
-            yield self._run if getpid() == self._pid else None  # a child that C code forked has not left the channel
+    @property
+    def sending(self) -> LockType:
+        """Whoever holds it is the only one who sends. Signals must be blocked."""
+        return self._lock
+
+    def run(self) -> str | None:
+        """The run that is open, if one is. While `sending` is held."""
+        return self._run if getpid() == self._pid else None  # a child that C code forked has not left the channel
 
     def put(self, packets: list[bytes]) -> None:
-        """Send them. Only while `sending`."""
+        """Send them, while `sending` is held."""
         if len(packets) == 1:
             try:
                 self._socket.send(packets[0])

@@ -40,9 +40,9 @@ def begin() -> None:
 
 
 def _place() -> _Place:
-    thread = current_thread()
     if (place := _here.get(None)) is not None:
         return place
+    thread = current_thread()
     if thread is main_thread():
         return _root[0]
     return _threads.setdefault(thread.name, _Place(f"thread {thread.name[:200]}"))

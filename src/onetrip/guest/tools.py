@@ -11,7 +11,7 @@ import importlib
 import sys
 from collections.abc import Mapping, Sequence
 from importlib.machinery import ModuleSpec
-from json import dumps, loads
+from json import JSONDecoder, JSONEncoder, dumps, loads
 from threading import current_thread, main_thread
 from types import ModuleType
 from typing import Any, Final, cast
@@ -101,6 +101,11 @@ Record.__module__ = "tools"
 Record.__qualname__ = Record.__name__ = "dict"  # what a program is told of its type is what it may rely on
 
 
+# made once: to make them costs more than to use them
+_encode: Final = JSONEncoder(allow_nan=False).encode
+_decode: Final = JSONDecoder(object_hook=Record).decode
+
+
 class Stub:
     """One tool, to be called."""
 
@@ -187,7 +192,7 @@ class Stub:
 
     def _encoded(self, arguments: Mapping[str, Any]) -> bytes:
         try:
-            return dumps(arguments, allow_nan=False).encode("ascii")
+            return _encode(arguments).encode("ascii")
         except (TypeError, ValueError, RecursionError):
             pass  # numpy's numbers, frames, dates: as in a result
         texts: list[str] = []
@@ -201,7 +206,7 @@ class Stub:
     def _value(self, outcome: tuple[bool, bytes]) -> Any:
         failed, body = outcome
         if not failed:
-            return loads(body, object_hook=Record)
+            return _decode(body.decode())
         told = loads(body)
         kind = _ERRORS.get(told.get("type", "error"), ToolError)
         message = f"{self._name}: {told.get('message', 'it failed')}"

@@ -21,7 +21,8 @@ Standard library only: this package also runs inside the sandbox.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from json import dumps, loads  # bound now: inside the sandbox the program may replace them in their module
+from json import JSONDecoder, dumps  # bound now: inside the sandbox the program may replace them in their module
+from json.encoder import encode_basestring_ascii as _quoted
 from typing import Any, Final, Literal, cast
 
 from .messages import (
@@ -55,6 +56,7 @@ MAX_PAYLOAD_BYTES: Final = 64 * 1024 * 1024  # one frame: a figure, a value, the
 MAX_PARTS: Final = 64
 _FIRST, _LAST = 1, 2
 _PREFIX: Final = 9  # flags + two lengths
+_read: Final = JSONDecoder().raw_decode  # text → value and the place behind it
 
 
 class Violation(Exception):
@@ -66,22 +68,31 @@ class Violation(Exception):
 
 def packets(message: HostMessage | GuestMessage) -> Iterator[bytes]:
     """Cut one message into packets, to be sent in order and each in one `send`. Raises ValueError when it is too large."""
-    fields = {name: getattr(message, name) for name in message.__slots__ if name != "parts"}
     parts = [bytes(part) for part in message.parts]
-    header = dumps({"kind": message.KIND, "parts": [len(part) for part in parts], **fields}).encode("ascii")
+    fields = "".join([f', "{name}": {_text(getattr(message, name))}' for name in _FIELDS[type(message)]])
+    header = f'{{"kind": "{message.KIND}", "parts": {list(map(len, parts))}{fields}}}'.encode("ascii")
     size = sum(map(len, parts))
     if len(header) > MAX_HEADER_BYTES or size > MAX_PAYLOAD_BYTES or len(parts) > MAX_PARTS:
         raise ValueError(f"a frame of {len(header)} + {size} bytes in {len(parts)} parts is over the protocol's limits")
     prefix = len(header).to_bytes(4) + size.to_bytes(4)
-    body = b"".join([header, *parts])
+    if len(header) + size <= PACKET_BYTES - _PREFIX:
+        return iter((b"".join((b"\x03", prefix, header, *parts)),))
+    return _cut(prefix, b"".join((header, *parts)))
+
+
+def _cut(prefix: bytes, body: bytes) -> Iterator[bytes]:
     room = PACKET_BYTES - _PREFIX
-    if len(body) <= room:
-        yield b"\x03" + prefix + body
-        return
     yield b"\x01" + prefix + body[:room]
     step = PACKET_BYTES - 1
     for start in range(room, len(body), step):
         yield (b"\x02" if start + step >= len(body) else b"\x00") + body[start : start + step]
+
+
+def _text(value: object) -> str:
+    """A field as JSON; of the usual types without an encoder, which costs more than the rest of a small message."""
+    if type(value) is str:
+        return _quoted(value)
+    return str(value) if type(value) is int else dumps(value)
 
 
 class _Reassembler:
@@ -96,6 +107,11 @@ class _Reassembler:
         if not packet:
             raise Violation("an empty packet")
         flags = packet[0]
+        if flags == _FIRST | _LAST and self._buffer is None and len(packet) >= _PREFIX:  # by far the most
+            end = _PREFIX + self._sizes(packet)
+            if (over := len(packet) - _PREFIX - self._total) != 0:
+                raise Violation(f"a frame {'longer' if over > 0 else 'shorter'} than announced")
+            return packet[_PREFIX:end], memoryview(packet)[end:]
         if flags > (_FIRST | _LAST):
             raise Violation(f"unknown packet flags {flags:#x}")
         if flags & _FIRST:
@@ -103,10 +119,8 @@ class _Reassembler:
                 raise Violation("a frame began inside another")
             if len(packet) < _PREFIX:
                 raise Violation("a first packet without its sizes")
-            header_len, size = int.from_bytes(packet[1:5]), int.from_bytes(packet[5:9])
-            if not 2 <= header_len <= MAX_HEADER_BYTES or size > MAX_PAYLOAD_BYTES:
-                raise Violation(f"a frame of {header_len} + {size} bytes is over the limit")
-            self._header_len, self._total, self._buffer = header_len, header_len + size, bytearray()
+            self._sizes(packet)
+            self._buffer = bytearray()
             body = packet[_PREFIX:]
         else:
             if self._buffer is None:
@@ -128,29 +142,44 @@ class _Reassembler:
         whole = memoryview(bytes(buffer))
         return bytes(whole[: self._header_len]), whole[self._header_len :]
 
+    def _sizes(self, packet: bytes) -> int:
+        """Read what a first packet announces. Returns the header's length."""
+        header_len, size = int.from_bytes(packet[1:5]), int.from_bytes(packet[5:9])
+        if not 2 <= header_len <= MAX_HEADER_BYTES or size > MAX_PAYLOAD_BYTES:
+            raise Violation(f"a frame of {header_len} + {size} bytes is over the limit")
+        self._header_len, self._total = header_len, header_len + size
+        return header_len
+
 
 def _decode(kinds: Mapping[str, Any], header: bytes, payload: memoryview) -> Any:
     try:
-        decoded: object = loads(header.decode("ascii"))
+        text = header.decode("ascii")
+        decoded, end = _read(text)
     except (ValueError, RecursionError) as err:
         raise Violation("a header that is not JSON") from err
-    if not isinstance(decoded, dict):
+    if end != len(text):
+        raise Violation("a header with something behind it")
+    if type(decoded) is not dict:
         raise Violation("a header that is not an object")
     raw = cast("dict[str, Any]", decoded)
     kind, parts_lengths = raw.pop("kind", None), raw.pop("parts", None)
-    cls = kinds.get(kind) if isinstance(kind, str) else None
+    cls = kinds.get(kind) if type(kind) is str else None
     if cls is None:
         raise Violation(f"unknown kind {str(kind)[:40]!r}")
     lengths = cast("list[int]", parts_lengths)
-    if not isinstance(parts_lengths, list) or len(lengths) > MAX_PARTS or not all(type(n) is int and n >= 0 for n in lengths):
+    if type(parts_lengths) is not list or len(lengths) > MAX_PARTS or not all(type(n) is int and n >= 0 for n in lengths):
         raise Violation("part lengths that are not small whole numbers")
     if sum(lengths) != len(payload):
         raise Violation("part lengths that do not add up")
-    names: list[str] = [name for name in cls.__slots__ if name != "parts"]
-    if set(raw) != set(names):
+    fields = _FIELDS[cls]
+    if raw.keys() != fields.keys():
         raise Violation(f"{kind}: wrong fields")
-    for name in names:
-        raw[name] = _checked(cls.KIND, name, raw[name])
+    for name, wanted in fields.items():
+        value = raw[name]
+        if wanted is tuple:
+            raw[name] = _names(cls.KIND, name, value)
+        elif type(value) is not wanted or (wanted is str and len(value) > _MAX_TEXT):
+            raise Violation(f"{cls.KIND}.{name}: wrong type or size")
     parts: list[bytes] = []
     at = 0
     for n in lengths:
@@ -159,13 +188,18 @@ def _decode(kinds: Mapping[str, Any], header: bytes, payload: memoryview) -> Any
     return cls(**raw, parts=tuple(parts))
 
 
-_FIELD_TYPES: Final[Mapping[str, type]] = {
+_TYPES: Final[Mapping[str, type]] = {
     **dict.fromkeys(("run", "python", "step", "detail", "why", "note", "workspace", "tool", "path"), str),
     **dict.fromkeys(("cell", "version", "errno", "number", "live", "checkpoint", "ordinal", "asked", "answered"), int),
     **dict.fromkeys(("final", "is_result", "branch", "failed"), bool),
+    **dict.fromkeys(("held", "mimes"), tuple),  # of names
     "session": dict,
 }
-_NAME_LISTS: Final = frozenset({"held", "mimes"})
+# of each message: its fields beside `parts`
+_FIELDS: Final[Mapping[type, Mapping[str, type]]] = {
+    cls: {name: _TYPES[name] for name in cls.__slots__ if name != "parts"}
+    for cls in (*HOST_KINDS.values(), *GUEST_KINDS.values())
+}
 _MAX_TEXT: Final = 4096  # characters of any text field in a header; long texts travel as parts
 
 
@@ -174,17 +208,12 @@ def is_name(text: str) -> bool:
     return len(text) <= 200 and text.isascii() and text.isprintable()
 
 
-def _checked(kind: str, name: str, value: Any) -> Any:
-    if name in _NAME_LISTS:
-        listed = cast("list[str]", value)
-        # ASCII in one line: MIME types go into headers and JSON elsewhere
-        if not isinstance(value, list) or len(listed) > MAX_PARTS or not all(type(v) is str and is_name(v) for v in listed):
-            raise Violation(f"{kind}.{name}: not a list of names")
-        return tuple(listed)
-    checked: Any = value
-    if type(value) is not _FIELD_TYPES[name] or (isinstance(value, str) and len(value) > _MAX_TEXT):
-        raise Violation(f"{kind}.{name}: wrong type or size")
-    return checked
+def _names(kind: str, name: str, value: Any) -> tuple[str, ...]:
+    listed = cast("list[str]", value)
+    # ASCII in one line: MIME types go into headers and JSON elsewhere
+    if type(value) is not list or len(listed) > MAX_PARTS or not all(type(v) is str and is_name(v) for v in listed):
+        raise Violation(f"{kind}.{name}: not a list of names")
+    return tuple(listed)
 
 
 # ---------------------------------------------------------------------------------------------------- the two ends
