@@ -25,7 +25,7 @@ from onetrip import model, wire
 from onetrip.bindings import Binding
 from onetrip.errors import BadRequest, Conflict
 from onetrip.model import PendingCall, Tool, ToolAnswer, ToolCall, ToolFailure, ToolRequest
-from onetrip.seam import Ask
+from onetrip.seam import Ask, Prompt
 from onetrip.texts import shown
 
 MAX_ARGUMENT_BYTES: Final = 1 << 20  # of one call
@@ -296,8 +296,13 @@ class Calls:
             call.kind = None
             ask = cast("Ask", self._binding.ask)
             answering = ask(ToolRequest(call.id, call.tool.name, call.raw, self._run_id, self._session_id))
-            call.task = asyncio.ensure_future(answering)
-            call.task.add_done_callback(partial(self._came, call))
+            came = partial(self._came, call)
+            if isinstance(answering, Prompt) and not answering.done():
+                call.task = answering
+                answering.at_once = came
+            else:
+                call.task = asyncio.ensure_future(answering)
+                call.task.add_done_callback(came)
 
     def _wait_for(self, call: _Call, kind: str) -> None:
         call.kind = kind

@@ -3,9 +3,10 @@
 `onetrip.engine.LocalEngine` and `onetrip.client.engine.RemoteEngine` are the two. Every method raises errors of ours only.
 """
 
+import asyncio
 import builtins
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
-from typing import BinaryIO, Protocol
+from typing import BinaryIO, Protocol, Self
 
 from onetrip.model import Cell, Event, FileInfo, Level, Rewound, SessionSpec, Support, ToolAnswer, ToolRequest
 
@@ -13,6 +14,17 @@ Contents = Mapping[str, bytes]  # files by their path in the workspace
 Ask = Callable[
     [ToolRequest], Awaitable[ToolAnswer]
 ]  # answers calls of server tools; awaited, it raises nothing but CancelledError
+
+
+class Prompt(asyncio.Future[ToolAnswer]):
+    """A future that `Ask` may give: it tells `at_once` of its result itself, a turn of the event loop before its callbacks."""
+
+    at_once: Callable[[Self], object] | None = None
+
+    def set_result(self, result: ToolAnswer) -> None:
+        super().set_result(result)
+        if self.at_once is not None:
+            self.at_once(self)
 
 
 class Files(Protocol):

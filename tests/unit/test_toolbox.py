@@ -174,6 +174,25 @@ def test_a_tool_that_hangs_costs_its_deadline_and_blocks_nobody(boxes, gate, eff
 
 
 @pytest.mark.spec("TOL-05")
+def test_each_call_of_a_tool_has_its_own_deadline_and_nothing_is_kept_of_those_that_are_over(boxes):
+    async def hang_or_not(a: int) -> int:
+        return a if a else await asyncio.Event().wait()
+
+    async def scenario():
+        box = boxes(from_function(hang_or_not, Options(timeout_s=0.05)))
+        first = asyncio.ensure_future(box.ask(request("hang_or_not", a=0)))
+        assert [(await box.ask(request("hang_or_not", a=a))).value for a in (1, 2)] == [b"1", b"2"]
+        second = asyncio.ensure_future(box.ask(request("hang_or_not", a=0)))
+        given_up = asyncio.ensure_future(box.ask(request("hang_or_not", a=0)))
+        given_up.cancel()
+        assert [(await call).error.code for call in (first, second)] == ["deadline", "deadline"]
+        assert (await box.ask(request("hang_or_not", a=0))).error.code == "deadline"  # begun after the others were over
+        return box._shelf.entries["hang_or_not"]._deadlines
+
+    assert run(scenario) == {}
+
+
+@pytest.mark.spec("TOL-05")
 def test_calls_over_the_number_at_once_wait_and_threads_that_hang_keep_their_place(boxes, gate):
     entered = threading.Semaphore(0)
 

@@ -14,6 +14,7 @@ import msgspec
 
 from onetrip.errors import BadRequest
 from onetrip.model import Tool, ToolAnswer, ToolFailure, ToolRequest
+from onetrip.seam import Prompt
 from onetrip.tools.base import (
     CALL,
     DEFAULT_CALLS,
@@ -130,6 +131,8 @@ class _Entry:
         self.timeout_s = tool.tool.timeout_s or DEFAULT_TIMEOUT_S
         self.slots = asyncio.Semaphore(tool.concurrency or (DEFAULT_THREADS if tool.blocking else DEFAULT_CALLS))
         self.waiting = 0
+        self._deadlines: dict[_Outcome, float] = {}  # of calls that `begin` made and that are not over, the first to come first
+        self._timer: asyncio.TimerHandle | None = None
         self.free_at = 0.0  # by time.monotonic(): when the rate allows the next call, had none been saved up
 
     @property
@@ -137,13 +140,33 @@ class _Entry:
         """Whether a call of it can begin now, on the event loop."""
         return not self.tool.blocking and self.tool.rate is None and not self.slots.locked()
 
+    def expire_later(self, outcome: "_Outcome", deadline: float) -> None:
+        """One timer for all calls of the tool: one for each would cost as much as the rest of a short call. `over` in any case."""
+        self._deadlines[outcome] = deadline
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(self.timeout_s, self._expire)
+
+    def over(self, outcome: "_Outcome") -> None:
+        self._deadlines.pop(outcome, None)
+
+    def _expire(self) -> None:
+        self._timer = None
+        now = time.monotonic()
+        while (first := next(iter(self._deadlines.items()), None)) is not None:
+            outcome, deadline = first
+            if deadline > now:
+                self._timer = asyncio.get_running_loop().call_later(deadline - now, self._expire)
+                return
+            del self._deadlines[outcome]
+            _expire(self, outcome)
+
 
 class _Outcome:
     """A future of an answer, as `_await` and `_expire` see it: of what the code gave."""
 
     __slots__ = ("_id", "future")
 
-    def __init__(self, call_id: str, future: "asyncio.Future[ToolAnswer]") -> None:
+    def __init__(self, call_id: str, future: Prompt) -> None:
         self._id, self.future = call_id, future
 
     def done(self) -> bool:
@@ -210,17 +233,15 @@ class _Shelf:
         context = contextvars.copy_context()
         deadline = time.monotonic() + entry.timeout_s
         context.run(CALL.set, CurrentCall(request.id, request.tool, request.run_id, request.session_id, deadline))
-        answer: asyncio.Future[ToolAnswer] = loop.create_future()
+        answer = Prompt(loop=loop)
         outcome = _Outcome(request.id, answer)
         task = loop.create_task(_await(entry, request.arguments, outcome), context=context)
-        handle = loop.call_later(entry.timeout_s, _expire, entry, outcome)
-        answer.add_done_callback(partial(self._over, entry, task, handle))
+        entry.expire_later(outcome, deadline)
+        answer.add_done_callback(partial(self._over, entry, outcome, task))
         return answer
 
-    def _over(
-        self, entry: _Entry, task: asyncio.Task[None], handle: asyncio.TimerHandle, _: "asyncio.Future[ToolAnswer]"
-    ) -> None:
-        handle.cancel()
+    def _over(self, entry: _Entry, outcome: _Outcome, task: asyncio.Task[None], _: "asyncio.Future[ToolAnswer]") -> None:
+        entry.over(outcome)
         if task.done():
             entry.slots.release()
         else:
