@@ -176,7 +176,7 @@ def test_a_tool_that_hangs_costs_its_deadline_and_blocks_nobody(boxes, gate, eff
 @pytest.mark.spec("TOL-05")
 def test_each_call_of_a_tool_has_its_own_deadline_and_nothing_is_kept_of_those_that_are_over(boxes):
     async def hang_or_not(a: int) -> int:
-        return a if a else await asyncio.Event().wait()
+        return a or await asyncio.Event().wait()
 
     async def scenario():
         box = boxes(from_function(hang_or_not, Options(timeout_s=0.05)))
