@@ -89,7 +89,7 @@ class Protocol(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._active = cycle
-        super()._start_asgi_task(cycle, app)
+        super()._start_asgi_task(cycle, partial(_saying_so, cycle, app))
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
@@ -120,6 +120,20 @@ class Protocol(HttpToolsProtocol):
             return
         self._unsent = unsent
         self._watch_timer = self.loop.call_later(self._stall_s, self._watch)
+
+
+async def _saying_so(cycle: RequestResponseCycle, app: Any, scope: Any, receive: Any, send: Any) -> None:
+    """An answer before the body is there says that the connection ends with it: else the next request might be sent into the end."""
+
+    async def telling(message: Any) -> None:
+        early = message["type"] == "http.response.start" and cycle.more_body and cycle.keep_alive
+        if early:
+            message = {**message, "headers": [*message.get("headers", ()), (b"connection", b"close")]}
+        await send(message)
+        if early:
+            cycle.keep_alive = True  # for us: `on_response_complete` ends it, after a while for what is still sent
+
+    await app(scope, receive, telling)
 
 
 def protocol(head_s: float, stall_s: float) -> Any:

@@ -278,8 +278,8 @@ class Worker:
 
     @property
     def calls(self) -> Calls:
-        """Those of the open run. Raises Conflict when there is none."""
-        if self._calls is None:
+        """Those of the open run. Raises Conflict when there is none, or it is being stopped."""
+        if self._calls is None or (self._run is not None and self._run.stopped is not None):
             raise Conflict("this run does not wait for answers any more")
         return self._calls
 

@@ -35,6 +35,7 @@ def child_in(group: cgroup.Group, body: Callable[[], None]) -> Iterator[int]:
     pid = os.fork()
     if pid == 0:
         try:
+            os.setsid()  # what it forks ends with it
             for fd in group.procs_fds:
                 os.write(fd, b"0")
             os.write(joined, b"1")
@@ -48,7 +49,7 @@ def child_in(group: cgroup.Group, body: Callable[[], None]) -> Iterator[int]:
         yield pid
     finally:
         with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+            os.killpg(pid, signal.SIGKILL)
         with contextlib.suppress(ChildProcessError):
             os.waitpid(pid, 0)
 

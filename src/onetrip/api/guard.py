@@ -26,9 +26,7 @@ class Guard:
             refusal = Forbidden(
                 why, hint="Name it in `allowed_hosts` or `allowed_origins` of the server's configuration if it is meant to."
             )
-            answer = problem(refusal, request_id(scope))
-            answer.headers["Connection"] = "close"  # its body is not read, so nobody is to send another request behind it
-            await answer(scope, receive, send)
+            await problem(refusal, request_id(scope))(scope, receive, send)
             return
         await self._app(scope, receive, send)
 

@@ -7,10 +7,12 @@ child has to keep its state to the last bit, and has one thread, which holds no 
 import ctypes
 import platform
 import struct
+from _thread import _count as python_threads  # type: ignore[attr-defined]  # beside the main thread
 from os import WNOHANG, listdir, strerror
 from posix import fork as os_fork  # pyright: ignore[reportPrivateUsage]  # its public name is os.fork
 from posix import getpid, waitid
 from sys import modules
+from time import monotonic, sleep
 from typing import Any, Final
 
 from .own import OWN as __builtins__  # noqa: F401  # see own.py
@@ -19,6 +21,9 @@ _P_ALL, _WEXITED, _WNOWAIT = 0, 4, 0x01000000  # linux/wait.h
 _NR_CLONE: Final = {"x86_64": 56, "aarch64": 220}.get(platform.machine(), -1)
 _CHILD_CLEARTID, _CHILD_SETTID, _SIGCHLD = 0x00200000, 0x01000000, 17  # linux/sched.h
 _PR_SET_SECCOMP, _PR_GET_TID_ADDRESS, _MODE_FILTER = 22, 40, 2  # linux/prctl.h, linux/seccomp.h
+_ENDING_S: Final = 0.05
+_ENDING_STEP_S: Final = 0.0002
+_staying: Final = [0]  # threads that are not Python's, and were there after that long
 # PyDLL keeps the interpreter's lock: another thread of state has no meaning in a child that libc did not fork.
 _libc: Final = ctypes.PyDLL(None, use_errno=True)
 _syscall: Final[Any] = _libc.syscall
@@ -38,14 +43,25 @@ _TID_ADDRESS: Final = _thread_id_address()
 
 def obstacle() -> str | None:
     """Why this process cannot be forked as a whole now; None when it can."""
-    threads = len(listdir("/proc/self/task"))
-    if threads > 1:
-        return f"{threads - 1} more threads are alive"
+    if threads := _others_alive():
+        return f"{threads} more threads are alive"
     try:
         waitid(_P_ALL, 0, _WEXITED | WNOHANG | _WNOWAIT)
     except ChildProcessError:
         return None
     return "child processes are alive, or have not been waited for"
+
+
+def _others_alive() -> int:
+    """Threads beside this one. One that Python has joined may still be ending: it is given a moment, unless that was in vain before."""
+    others = len(listdir("/proc/self/task")) - 1
+    if others > _staying[0] and python_threads() == 0:
+        give_up = monotonic() + _ENDING_S
+        while others and monotonic() < give_up:
+            sleep(_ENDING_STEP_S)
+            others = len(listdir("/proc/self/task")) - 1
+        _staying[0] = others
+    return others
 
 
 def fork() -> int:

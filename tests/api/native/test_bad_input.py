@@ -136,6 +136,18 @@ def test_a_body_that_is_too_large_is_413_before_it_is_read(strict):
     assert rss_bytes(strict.pid) < 300 << 20
 
 
+@pytest.mark.spec("BAD-12")
+@pytest.mark.parametrize(
+    ("host", "token", "status"), [("localhost", "", 401), ("evil.example", None, 403), ("localhost", None, 413)]
+)
+def test_an_answer_before_the_body_is_there_says_that_the_connection_ends(strict, host, token, status):
+    token = strict.token if token is None else token
+    head = f"POST /v1/runs HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {token}\r\nContent-Length: {10**9}\r\n\r\n"
+    answer = exchange(strict, head.encode())
+    assert answer.startswith(f"HTTP/1.1 {status} ".encode())
+    assert b"\r\nconnection: close\r\n" in answer.partition(b"\r\n\r\n")[0] + b"\r\n"
+
+
 def exchange(server, data, *, half_close=False):
     """What comes back for these bytes, until the server closes or has answered."""
     with server.raw() as sock:
