@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import dataclasses
+import errno
 import functools
 import os
 import resource
@@ -25,6 +26,7 @@ from onetrip.tiers.jail_room import CLOSE_S, FIRST, Room, outside_of
 STILL_STEP_S: Final = 0.0005
 MAX_TASKS: Final = 8192  # of a session and all its branches together
 _MIB: Final = 1 << 20
+_SIGNAL_THREAD: Final = 1  # pidfd_send_signal(2), PIDFD_SIGNAL_THREAD: the thread that the handle means, and no other
 _PAGE: Final = os.sysconf("SC_PAGESIZE")
 
 
@@ -297,9 +299,19 @@ class JailSandbox:
         self._count_asleep(-1)
 
     def interrupt(self) -> None:
-        with contextlib.suppress(ProcessLookupError, OSError):
-            if not self._closed and (handle := self._processes.handle) >= 0:
-                signal.pidfd_send_signal(handle, signal.SIGINT)
+        """To the main thread, whose it is: if another one took it while the guest's code holds it back there, it would raise in that code."""
+        if self._closed or (handle := self._processes.handle) < 0:
+            return
+        for flags in (_SIGNAL_THREAD, 0):  # a kernel before 6.9 can only send it to the whole process
+            try:
+                signal.pidfd_send_signal(handle, signal.SIGINT, None, flags)
+            except ProcessLookupError:
+                return
+            except OSError as err:
+                if err.errno != errno.EINVAL:
+                    return
+            else:
+                return
 
     def kill(self) -> None:
         if self._closed:
