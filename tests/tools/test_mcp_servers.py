@@ -21,6 +21,7 @@ SHOP = str(Path(__file__).with_name("mcp_shop.py"))
 HEADERS = {"Authorization": "Bearer tok-secret-1"}
 SMALL = {"shop.large": Options(max_result_bytes=100_000)}
 TEST_S = 120
+END_S = 10
 
 
 def request(tool, **arguments):
@@ -32,14 +33,13 @@ async def shop(connect, **overrides):
     async with asyncio.timeout(TEST_S):
         box = Toolbox(overrides=overrides)
         server = McpServer("shop", connect, box, secrets=("tok-secret-1",))
-        keeping = asyncio.create_task(server.keep())
+        server.start()
         try:
             await server.tried.wait()
             yield box
         finally:
-            keeping.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await keeping
+            async with asyncio.timeout(END_S):
+                await server.aclose()
             box.close()
 
 

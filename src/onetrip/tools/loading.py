@@ -166,14 +166,13 @@ async def _mcp_servers(box: Toolbox, asked: tuple[McpTools, ...]) -> AsyncGenera
         env, headers = _expanded(one.env, f"{one.name}.env"), _expanded(one.headers, f"{one.name}.headers")
         connect = mcp_servers.over_http(one.url, headers) if one.url else mcp_servers.over_stdio(one.command, env, one.cwd)
         servers.append(mcp_servers.McpServer(one.name, connect, box, only=one.only, secrets=_secrets(one.env, one.headers)))
-    async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(server.keep()) for server in servers]
-        try:
-            await asyncio.gather(*(server.tried.wait() for server in servers))  # each attempt has a deadline
-            yield
-        finally:
-            for task in tasks:
-                task.cancel()
+    try:
+        for server in servers:
+            server.start()
+        await asyncio.gather(*(server.tried.wait() for server in servers))  # each attempt has a deadline
+        yield
+    finally:
+        await asyncio.gather(*(server.aclose() for server in servers))
 
 
 def _expanded(values: Mapping[str, str], field: str) -> dict[str, str]:

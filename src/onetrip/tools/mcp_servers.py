@@ -36,6 +36,7 @@ from onetrip.tools.toolbox import Toolbox
 
 START_S: Final = 30.0  # for a server to answer its first requests
 CONNECT_S: Final = 10.0
+CANCEL_S: Final = 1.0
 AGAIN_S: Final = 2.0  # how long a call waits for a server that is being started again
 FIRST_DELAY_S: Final = 0.1  # before the second attempt; each failure doubles it
 MAX_DELAY_S: Final = 30.0
@@ -85,7 +86,7 @@ def over_http(url: str, headers: Mapping[str, str]) -> Connect:
 
 
 class McpServer:
-    """One server, its tools in a toolbox while `keep` runs. Calls to a server that is gone fail, and may be tried again."""
+    """One server, its tools in a toolbox from `start` to `aclose`. Calls to a server that is gone fail, and may be tried again."""
 
     def __init__(
         self, name: str, connect: Connect, toolbox: Toolbox, *, only: tuple[str, ...] = (), secrets: tuple[str, ...] = ()
@@ -102,11 +103,23 @@ class McpServer:
         self._broken = asyncio.Event()
         self._changed = asyncio.Event()
         self.tried = asyncio.Event()  # the first attempt is over, well or not
+        self._keeping: asyncio.Task[None] | None = None
+        self._closing = False
 
-    async def keep(self) -> None:
-        """Connect, and connect again, until cancelled."""
+    def start(self) -> None:
+        """Connect, and connect again whenever the connection ends, until `aclose`."""
+        self._keeping = asyncio.create_task(self._keep())
+
+    async def aclose(self) -> None:
+        """End the connection, and the program where it is one."""
+        self._closing = True
+        while self._keeping is not None and not self._keeping.done():
+            self._keeping.cancel()  # again, too: one that meets an end of the SDK's own is lost in there
+            await asyncio.wait([self._keeping], timeout=CANCEL_S)
+
+    async def _keep(self) -> None:
         delay = 0.0
-        while True:
+        while not self._closing:
             began = time.monotonic()
             try:
                 await self._once()
@@ -118,6 +131,8 @@ class McpServer:
                 self._client = None
                 self._ready.clear()
                 self.tried.set()
+            if self._closing:
+                return
             delay = 0.0 if time.monotonic() - began > STEADY_S else min(MAX_DELAY_S, delay * 2 or FIRST_DELAY_S)
             _log.warning("MCP server %s: %s; the next attempt is in %.1f s", self._name, why, delay)
             await asyncio.sleep(delay)
