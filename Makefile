@@ -8,7 +8,7 @@
 #   make bench-tools  forty tasks with tools: a loop of calls beside one program; the model is simulated
 #   make env     only set up                                make clean   remove what make made
 #   make vm-test  what touches control groups, in a virtual machine that has version 2 only: root, Debian, half an hour (docs/vm-test.md)
-#   make attacks, make corpus    the suites in ../shared (or where ONETRIP_SHARED says): minutes, and half an hour; the corpus'
+#   make attacks, make corpus    the suites in ../shared (or where ONETRIP_SHARED says): some minutes each; the corpus'
 #                packages need Python 3.11.5 or later: make corpus CORPUS_PYTHON=/path/to/python3.11 where .venv's is older
 #
 # PYTHON=/path/to/python3 chooses the interpreter for a new .venv.
@@ -68,7 +68,7 @@ attacks: $(MADE)-test $(MADE)-env
 corpus: $(MADE)-test $(MADE)-env
 	@$(SETUP) $(BIN)/onetrip env list --json | grep -q '"name": "corpus"' || \
 		$(BIN)/onetrip env build corpus --requirements "$(SHARED)/corpus/packages.txt" $(if $(CORPUS_PYTHON),--python "$(CORPUS_PYTHON)")
-	@ONETRIP_CORPUS=1 ONETRIP_SHARED="$(SHARED)" $(BIN)/python -m pytest -o faulthandler_timeout=0 tests/corpus
+	@ONETRIP_CORPUS=1 ONETRIP_SHARED="$(SHARED)" $(BIN)/python -m pytest -o faulthandler_timeout=0 -rP tests/corpus
 
 # VM_TESTS="files" runs others; tests/vm/run names the other variables
 vm-test: $(MADE)-test $(MADE)-env

@@ -1,12 +1,13 @@
 """Programs and notebooks that nobody here wrote, kept outside of this repository: each behaves as under CPython and IPython.
 
-They take half an hour, so `make corpus` runs them and `make test` does not. ONETRIP_SHARED names the folder that holds them;
+They take some ten minutes, so `make corpus` runs them and `make test` does not. ONETRIP_SHARED names the folder that holds them;
 without it, the folder `shared` beside the checkout is tried. The environment `corpus` must hold the packages that the corpus
 names; `make corpus` builds it.
 """
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +20,7 @@ RUNNER = SHARED / "corpus" / "run_corpus.py"
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif("ONETRIP_CORPUS" not in os.environ, reason="takes half an hour: make corpus"),
+    pytest.mark.skipif("ONETRIP_CORPUS" not in os.environ, reason="takes ten minutes: make corpus"),
     pytest.mark.skipif(not RUNNER.is_file(), reason=f"the corpus is not here: there is no {RUNNER}; set ONETRIP_SHARED"),
 ]
 
@@ -64,9 +65,16 @@ def test_every_program_behaves_as_outside_of_the_sandbox(tmp_path):
         ],
         cwd=HERE,
         stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        text=True,
         timeout=3 * 3600,
         check=False,  # its status says only whether anything differed, which is judged here
     )
+    print(ran.stdout)  # the figures, source by source
     assert failures.exists(), f"the runner ended with {ran.returncode}"
+    items = sum(path.read_bytes().count(b"\n") for path in (SHARED / "corpus" / "dev").glob("*.jsonl"))
+    total = re.search(r"^all +\d+/(\d+) ", ran.stdout, re.MULTILINE)
+    assert total is not None
+    assert int(total[1]) == items  # none was left out
     found = {item["id"]: item["mismatches"] for item in map(json.loads, failures.read_text("utf-8").splitlines())}
     assert {item: mismatches for item, mismatches in found.items() if item not in DIFFERENT} == {}

@@ -53,7 +53,11 @@ def main() -> None:
 
 def install() -> None:
     command("useradd", "--system", "--create-home", "--home-dir", "/var/lib/onetrip", "--shell", "/usr/sbin/nologin", "onetrip")
-    Path("/opt/onetrip").symlink_to(HERE / ".venv")  # installed from this checkout already
+    # Stands for `pip install`, which was done outside already: scripts that were made there name an interpreter there.
+    program = Path("/opt/onetrip/bin/onetrip")
+    program.parent.mkdir(parents=True)
+    program.write_text(f'#!/bin/sh\nexec {HERE}/.venv/bin/python -m onetrip "$@"\n')
+    program.chmod(0o755)
     shutil.copy(HERE / "deploy/onetrip.toml", "/etc/onetrip.toml")
     shutil.copy(HERE / "deploy/onetrip.service", "/etc/systemd/system/onetrip.service")
     command("systemctl", "daemon-reload")
@@ -92,7 +96,7 @@ def wait_ready(what: str) -> None:
 def wait_for(happened: Any, what: str) -> None:
     give_up = time.monotonic() + READY_S
     while not happened():
-        if time.monotonic() > give_up:
+        if time.monotonic() > give_up or "failed" in command("systemctl", "show", "--property=ActiveState", "onetrip"):
             fail(f"not in time: {what}")
         time.sleep(0.5)  # systemd tells of units, not of what they serve
     check(True, what)
