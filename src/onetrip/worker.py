@@ -78,8 +78,8 @@ class Worker:
 
     @property
     def waiting(self) -> bool:
-        """Whether the run that is open waits for its caller."""
-        return self._calls is not None and self._calls.waiting
+        """Whether the run that is open waits for its caller; one that is being stopped does not."""
+        return self._calls is not None and self._calls.waiting and self._run is not None and self._run.stopped is None
 
     def isolation(self) -> model.Isolation:
         return self.sandbox.isolation(self.held)

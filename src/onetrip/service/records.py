@@ -85,6 +85,7 @@ class Run:
     settled: asyncio.Event = field(default_factory=asyncio.Event)  # it has an outcome, or waits for its caller
     so_far: bytes | None = None  # its result up to now, while it waits
     number: int = 0  # of the event that said so
+    interrupted: bool = False  # it is about to end, whatever it waits for
     answered: int = 0  # of the newest event when its caller last answered: what said before that it waits is old
     ticket: Ticket | None = None  # the slot that it has, or had until it waited
     begun: asyncio.Event = field(default_factory=asyncio.Event)  # the node has it, or never will

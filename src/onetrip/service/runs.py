@@ -226,7 +226,7 @@ class Runs:
     def _pause(self, run: Run, so_far: bytes, number: int) -> None:
         """It waits for its caller; so does its session."""
         run.pause(so_far, number)
-        if run.session_id is not None:
+        if run.session_id is not None and not run.interrupted:
             self._sessions.waits(run.session_id, run.id)
 
     def _goes_on(self, run: Run) -> bytes | None:
@@ -382,6 +382,9 @@ class Runs:
                 await self._owned.do(self._finish_by_us(run, "interrupted", error))
         else:
             await self._nodes.client.call(messages.Interrupt(run_id))
+            run.interrupted = True
+            if run.session_id is not None:
+                self._sessions.waits(run.session_id, None)  # the next cell waits for its end
 
 
 def _body(run: Run, spec: model.SessionSpec | None, cell: model.Cell, files: dict[str, bytes], *, followed: bool) -> messages.Run:
