@@ -372,19 +372,15 @@ class Runs:
         run = self._known(caller, run_id)
         if run is None:
             await self.result(caller, run_id)  # raises where there is none
-        elif run.outcome.done():
-            pass
-        elif run.state == "queued":
+        elif not run.outcome.done() and run.state == "queued":
             if (waiting := run.waiting) is not None:
                 run.waiting = None  # so that it is not taken for the end of the server
                 waiting.cancel()
-                error = model.ProgramError("KeyboardInterrupt", "interrupted before it began")
-                await self._owned.do(self._finish_by_us(run, "interrupted", error))
-        else:
+                await self._owned.do(self._finish_by_us(run, "interrupted", _NEVER_BEGAN))
+        elif not run.outcome.done():
             await self._nodes.client.call(messages.Interrupt(run_id))
             run.interrupted = True
-            if run.session_id is not None:
-                self._sessions.waits(run.session_id, None)  # the next cell waits for its end
+            self._sessions.waits(run.session_id or "", None)  # the next cell waits for its end
 
 
 def _body(run: Run, spec: model.SessionSpec | None, cell: model.Cell, files: dict[str, bytes], *, followed: bool) -> messages.Run:
@@ -395,6 +391,7 @@ def _body(run: Run, spec: model.SessionSpec | None, cell: model.Cell, files: dic
 
 
 _ANSWER_FIRST: Final = "POST /v1/runs/{id}/tool_results answers them; or interrupt that run."
+_NEVER_BEGAN: Final = model.ProgramError("KeyboardInterrupt", "interrupted before it began")
 _REFUSED: Final = BadRequest, Conflict, NotFound, Overloaded  # nothing was done
 
 

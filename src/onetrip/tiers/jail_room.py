@@ -48,7 +48,7 @@ class Room:
         self._pinned: collections.Counter[int] = collections.Counter()
         self._leaving: set[int] = set()  # that we have killed, and nobody has looked for since
         self._at_end: list[Callable[[], None]] = []
-        self._killed = False  # init, by us
+        self._lost_when_killed: bool | None = None  # whether the zygote was ending when we killed init; None: we have not
 
     def sample(self, sampler: usage.Sampler, *, exact: bool) -> usage.Sample:
         """What all processes of the room use. Where branches share it, who asks again within `FRESH_S` gets the same answer."""
@@ -153,7 +153,9 @@ class Room:
 
         The news of it may come later: its control socket is open for as long as an init that it was about to start has a copy.
         """
-        if self.init < 0 or self._killed:
+        if self._lost_when_killed is not None:
+            return self._lost_when_killed
+        if self.init < 0:
             return False
         parent = _fields(f"/proc/{outside_of(self.init)}/stat", None)[_PARENT : _PARENT + 1]
         zygote = _fields(f"/proc/{int(parent[0])}/stat", None) if parent else []
@@ -198,7 +200,8 @@ class Room:
     # ------------------------------------------------------------------ the end
 
     def kill_all(self) -> None:
-        self._killed = True
+        if self._lost_when_killed is None:  # afterwards init is gone by our own doing, and says nothing
+            self._lost_when_killed = self._has_lost_zygote()
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self.init if self.init >= 0 else self.runner, signal.SIGKILL)
 
