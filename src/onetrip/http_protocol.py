@@ -125,13 +125,18 @@ class Protocol(HttpToolsProtocol):
 async def _saying_so(cycle: RequestResponseCycle, app: Any, scope: Any, receive: Any, send: Any) -> None:
     """An answer before the body is there says that the connection ends with it: else the next request might be sent into the end."""
 
+    said = False
+
     async def telling(message: Any) -> None:
+        nonlocal said
         early = message["type"] == "http.response.start" and cycle.more_body and cycle.keep_alive
         if early:
             message = {**message, "headers": [*message.get("headers", ()), (b"connection", b"close")]}
         await send(message)
         if early:
-            cycle.keep_alive = True  # for us: `on_response_complete` ends it, after a while for what is still sent
+            said = cycle.keep_alive = True  # for us: `on_response_complete` ends it, after a while for what is still sent
+        if said and cycle.response_complete and not cycle.more_body:  # it has come meanwhile, so nothing has to be waited for
+            cycle.transport.close()
 
     await app(scope, receive, telling)
 

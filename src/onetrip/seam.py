@@ -26,6 +26,13 @@ class Prompt(asyncio.Future[ToolAnswer]):
         if self.at_once is not None:
             self.at_once(self)
 
+    def set_exception(
+        self, exception: type | BaseException, /
+    ) -> None:  # against the agreement; whoever waits hears of it all the same
+        super().set_exception(exception)
+        if self.at_once is not None:
+            self.at_once(self)
+
 
 class Files(Protocol):
     """The files of one session. Raises BadRequest for paths that leave the workspace, NotFound, SessionGone, WorkspaceFull."""

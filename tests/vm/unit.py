@@ -14,7 +14,7 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 HERE = Path(__file__).parents[2]
 URL = "http://127.0.0.1:8400"
@@ -124,7 +124,7 @@ def check(is_so: bool, what: str) -> None:
     print(f"ok: {what}", flush=True)
 
 
-def fail(why: str) -> Any:
+def fail(why: str) -> NoReturn:
     print(why, flush=True)
     subprocess.run(["journalctl", "--no-pager", "--lines=60", "--unit=onetrip"], check=False)
     sys.exit(1)

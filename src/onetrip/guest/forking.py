@@ -55,6 +55,7 @@ def obstacle() -> str | None:
 def _others_alive() -> int:
     """Threads beside this one. One that Python has joined may still be ending: it is given a moment, unless that was in vain before."""
     others = len(listdir("/proc/self/task")) - 1
+    _staying[0] = min(_staying[0], others)
     if others > _staying[0] and python_threads() == 0:
         give_up = monotonic() + _ENDING_S
         while others and monotonic() < give_up:

@@ -18,7 +18,8 @@ from .own import OWN as __builtins__  # noqa: F401  # see own.py
 
 _FUTEX: Final = {"x86_64": b"202", "aarch64": b"98"}.get(platform.machine(), b"none")
 _threads: Final[dict[int, Any]] = vars(threading)["_active"]
-_frames: Final = sys._current_frames  # pyright: ignore[reportPrivateUsage]# Where a thread waits without a limit, if `timeout` there is None; these wait for others, or for nothing.
+_frames: Final = sys._current_frames  # pyright: ignore[reportPrivateUsage]
+# Where a thread waits without a limit, if `timeout` there is None; these wait for others, or for nothing.
 _WAITS: Final = tuple(
     found.__code__
     for found in (

@@ -380,7 +380,8 @@ class Runs:
         elif not run.outcome.done():
             await self._nodes.client.call(messages.Interrupt(run_id))
             run.interrupted = True
-            self._sessions.waits(run.session_id or "", None)  # the next cell waits for its end
+            if run.session_id is not None and run.so_far is not None:  # else it is not the one that the session waits for
+                self._sessions.waits(run.session_id, None)  # the next cell waits for its end
 
 
 def _body(run: Run, spec: model.SessionSpec | None, cell: model.Cell, files: dict[str, bytes], *, followed: bool) -> messages.Run:

@@ -155,12 +155,15 @@ class Room:
         """
         if self._lost_when_killed is not None:
             return self._lost_when_killed
-        if self.init < 0:
+        if self.init < 0 or not self._handles.keys() - {FIRST}:  # of the first process the zygote itself tells
             return False
-        parent = _fields(f"/proc/{outside_of(self.init)}/stat", None)[_PARENT : _PARENT + 1]
-        zygote = _fields(f"/proc/{int(parent[0])}/stat", None) if parent else []
-        # Its children end before it does and have no other parent until then, so one that is not there has ended.
-        return not zygote or bool(int(zygote[_FLAGS]) & _PF_EXITING)
+        try:
+            init = _fields(f"/proc/{outside_of(self.init)}/stat", None)
+            zygote = _fields(f"/proc/{int(init[_PARENT])}/stat", None) if init else []
+            # The zygote's children end before it does, and have no other parent until then; init ends with it, if not by us.
+            return bool(int(zygote[_FLAGS]) & _PF_EXITING) if zygote else outside_of(self.init) < 0
+        except OSError:  # no more descriptors: nothing is known, and who kills must go on
+            return False
 
     def running(self, among: Iterable[int] | None = None) -> dict[int, tuple[int, int]]:
         """Processes, all or some, that are neither init, nor dead, nor pinned: number → (parent, session)."""

@@ -36,7 +36,8 @@ from onetrip.tools.toolbox import Toolbox
 
 START_S: Final = 30.0  # for a server to answer its first requests
 CONNECT_S: Final = 10.0
-CANCEL_S: Final = 1.0
+CANCEL_S: Final = 1.0  # for a connection to end; then it is told again …
+CANCELS: Final = 10  # … so often
 AGAIN_S: Final = 2.0  # how long a call waits for a server that is being started again
 FIRST_DELAY_S: Final = 0.1  # before the second attempt; each failure doubles it
 MAX_DELAY_S: Final = 30.0
@@ -113,9 +114,12 @@ class McpServer:
     async def aclose(self) -> None:
         """End the connection, and the program where it is one."""
         self._closing = True
-        while self._keeping is not None and not self._keeping.done():
-            self._keeping.cancel()  # again, too: one that meets an end of the SDK's own is lost in there
+        for _ in range(CANCELS):  # one that meets an end of the SDK's own is lost in there
+            if self._keeping is None or self._keeping.done():
+                return
+            self._keeping.cancel()
             await asyncio.wait([self._keeping], timeout=CANCEL_S)
+        _log.warning("MCP server %s: its connection does not end; it is left", self._name)
 
     async def _keep(self) -> None:
         delay = 0.0
