@@ -169,7 +169,7 @@ def test_a_channel_that_was_shut_down_is_shut_for_the_checkpoints_too(liar):
 
 CHILD_KEEPS = """
     import ctypes
-    if ctypes.CDLL(None).fork() == 0:  # not os.fork, in which the guest lets go of the channel
+    if ctypes.PyDLL(None).fork() == 0:  # not os.fork, in which the guest lets go of the channel
         ctypes.CDLL(None).sleep(60)
     os._exit(3)
 """

@@ -298,7 +298,7 @@ def test_stubs_are_copied_and_pickled_or_say_that_they_cannot(liar):
 
 
 @pytest.mark.spec("TOL-66")
-@pytest.mark.parametrize("way", ["os.fork()", "ctypes.CDLL(None).fork()"])
+@pytest.mark.parametrize("way", ["os.fork()", "ctypes.PyDLL(None).fork()"])
 def test_a_forked_child_has_no_tools_and_its_parent_has(liar, way):
     code = f"""
         import ctypes

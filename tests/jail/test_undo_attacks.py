@@ -18,6 +18,7 @@ GONE_ON = SessionState(survived=True, checkpoint=True)
 TOOLS = """
 import ctypes, errno, json, os, platform, resource, signal, socket, struct, subprocess, sys, threading, time
 libc = ctypes.CDLL(None, use_errno=True)
+fork = ctypes.PyDLL(None, use_errno=True).fork  # with the interpreter's lock: a child of it without its owner waits for ever
 X86 = platform.machine() == "x86_64"
 
 def elders():
@@ -43,8 +44,8 @@ def install(*filters):
 def orphan(action):
     # a process that is nobody's child, in a session of its own; returns when it runs
     read, write = os.pipe()
-    if libc.fork() == 0:
-        if libc.fork() == 0:
+    if fork() == 0:
+        if fork() == 0:
             os.setsid()
             for number in range(1, 65):
                 try: signal.signal(number, signal.SIG_IGN)
@@ -186,7 +187,7 @@ def test_no_signal_reaches_a_checkpoint_by(target, helper):
             os.write(write, json.dumps(sorted(errors)).encode())
 
         def in_child():
-            if libc.fork() == 0:
+            if fork() == 0:
                 attack()
                 os._exit(0)
             os.wait()
@@ -307,7 +308,7 @@ LEFT = {
     "a program that may not be read": "import shutil; shutil.copy(shutil.which('sleep'), '/tmp/x'); os.chmod('/tmp/x', 0o111)\ntry: subprocess.Popen(['/tmp/x', '99'])\nexcept OSError: subprocess.Popen(['sleep', '99'])",
     "a stopped child": "p = subprocess.Popen(['sleep', '99']); os.kill(p.pid, signal.SIGSTOP)",
     "a chain that forks and dies": "def chain():\n    while True:\n        if os.fork(): os._exit(0)\norphan(chain)",
-    "a fork bomb": "def bomb():\n    while True: libc.fork()\norphan(bomb)",
+    "a fork bomb": "def bomb():\n    while True: fork()\norphan(bomb)",
     "a writer to stdout": "def write():\n    while True: os.write(1, b'x')  # a byte at a time: the limit of output is not what ends the cell\norphan(write)",
     "a writer to the file": "def write():\n    while True: open('file', 'w').write('evil')\norphan(write)",
     "a writer through a mapping": "import mmap\nm = mmap.mmap(os.open('file', os.O_RDWR), 6)\ndef write():\n    while True: m[:] = b'evil!!'\norphan(write)",
@@ -452,7 +453,7 @@ def test_a_checkpoint_that_never_slept_costs_its_own_state_only(target, bystande
         def leave(session, channel, message):
             for fd in channel.fds: os.close(fd)
             channel.fds.clear()
-            if libc.fork() == 0:
+            if fork() == 0:
                 session.own(channel)
                 os.write(3, packet(kind="kept", number=message.number, live=os.getpid(), checkpoint=os.getppid(), why=""))
             else:
@@ -522,7 +523,7 @@ def test_dirtying_every_page_costs_the_cell(ot, who):
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             if who == "its children":
                 for _ in range(8):
-                    if libc.fork() == 0: break
+                    if fork() == 0: break
             for at in range(0, len(big), 4096): big[at] ^= 255
             more = []
             while who == "itself": more.append(mmap.mmap(-1, 1 << 24)); more[-1].write(bytes(1 << 24))
@@ -539,7 +540,7 @@ def test_dirtying_every_page_costs_the_cell(ot, who):
 def test_a_program_that_has_used_up_its_processes_can_be_undone(ot):
     with ot.session(limits=Limits(processes=20)) as session:
         assert session.run(TOOLS).ok
-        program = "made = 0\nwhile libc.fork() > 0: made += 1\nif ctypes.get_errno() != 11: time.sleep(99)\nmade"
+        program = "made = 0\nwhile fork() > 0: made += 1\nif ctypes.get_errno() != 11: time.sleep(99)\nmade"
         assert session.run(program).value == 19
         assert session.run("made").session.note == "no checkpoint: other processes of the program are alive"
         assert session.undo(2) == Rewound(1)
