@@ -51,6 +51,7 @@ class Run:
     limits: Limits
     wall_s: float
     started: float
+    late_interrupt: bool = False  # one may wait that was for the run before
     stopped: Stopped | None = None
     account: Account | None = None
     has_checkpoint: bool = False  # of the state before it

@@ -27,6 +27,7 @@ from onetrip.bindings import Binding
 from onetrip.calls import Calls
 from onetrip.conversation import Conversation
 from onetrip.errors import BadRequest, Conflict, PlatformError, SandboxFailed
+from onetrip.insistence import Insistence
 from onetrip.model import Cell, Event, Limits, Policy, Result
 from onetrip.outcomes import Run, Stopped
 from onetrip.outputs import Backlog, Name, Outputs
@@ -57,7 +58,7 @@ class Worker:
         self.outputs = Outputs(sandbox.stdout, sandbox.stderr, self._printed, lambda: self._stop("output", False))
         self._events = Backlog(self.outputs.pause, self.outputs.resume)
         self._wall = WallClock(lambda: self._stop("wall", False))
-        self._killing: asyncio.TimerHandle | None = None  # after an interrupt
+        self._insistence = Insistence(sandbox, self._kill)
         self._run: Run | None = None
         self._calls: Calls | None = None  # of that run
         self._cells = 0
@@ -174,7 +175,7 @@ class Worker:
         try:
             yield model.Started(run_id)
             source, inputs = cell.code.encode(), json.dumps(cell.inputs).encode()
-            message = wire.Execute(secrets.token_hex(8), self._cells, cell.final, (source, inputs))
+            message = wire.Execute(secrets.token_hex(8), self._cells, cell.final, (source, inputs), run.late_interrupt)
             if self.talk.silent is None:  # else it ended between two cells
                 await self.talk.tell_tools(binding.catalogue())
                 await self.talk.send(self.talk.protocol.execute(message))
@@ -203,8 +204,7 @@ class Worker:
             self.talk.unpost()
             self.outputs.end()
             self._wall.stop()
-            if self._killing is not None:
-                self._killing.cancel()
+            self._insistence.end()
             self.watchdog.stop()
             if self.ended is None and not cell.final:
                 self.watchdog.rest(limits)
@@ -252,7 +252,7 @@ class Worker:
 
     def _begin(self, cell: Cell, limits: Limits, run_id: str) -> Run:
         wall_s = min(limits.wall_s, cell.timeout_s or limits.wall_s)
-        run = self._run = Run(run_id, limits, wall_s, time.monotonic())
+        run = self._run = Run(run_id, limits, wall_s, time.monotonic(), late_interrupt=self._insistence.may_be_late())
         self._wall.start(wall_s)
         self.watchdog.begin(limits)
         self.outputs.begin(limits.output_mb * _MIB)
@@ -308,8 +308,7 @@ class Worker:
         if at_once:
             self._kill()
         else:
-            self.sandbox.interrupt()
-            self._killing = asyncio.get_running_loop().call_later(GRACE_S, self._kill)
+            self._insistence.begin(GRACE_S)
 
     def _kill(self) -> None:
         """End the cell for certain: its process where there is a state to go back to, else everything."""

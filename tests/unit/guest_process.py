@@ -60,6 +60,9 @@ def link_island(directory: Path) -> Path:
     return directory
 
 
+WAKE_S = 0.1  # until a cell that was interrupted and goes on is woken
+
+
 class GuestDied(Exception):
     """The guest ended without a Done."""
 
@@ -123,11 +126,11 @@ class GuestProcess:
             if (message := self._protocol.receive(packet)) is not None:
                 return message
 
-    def start(self, code: str | bytes, *, inputs: dict[str, Any] | None = None, final: bool = False) -> None:
+    def start(self, code: str | bytes, *, inputs: dict[str, Any] | None = None, final: bool = False, **more: Any) -> None:
         self._cells += 1
         source = code.encode("utf-8", "surrogatepass") if isinstance(code, str) else code
         parts = (source, json.dumps(inputs or {}).encode())
-        self._send(self._protocol.execute(wire.Execute(f"run{self._cells}", self._cells, final, parts)))
+        self._send(self._protocol.execute(wire.Execute(f"run{self._cells}", self._cells, final, parts, **more)))
 
     def run(
         self,
@@ -137,20 +140,27 @@ class GuestProcess:
         final: bool = False,
         timeout_s: float = 20,
         interrupt_at: str | None = None,
+        wake_at: str | None = None,
+        **more: Any,
     ) -> dict[str, Any]:
-        """Run one cell. `interrupt_at`: send SIGINT when this text has appeared on stdout."""
-        self.start(code, inputs=inputs, final=final)
-        return self.finish(timeout_s=timeout_s, interrupt_at=interrupt_at)
+        """Run one cell. Send SIGINT when the text `interrupt_at` has appeared on stdout; only wake it when `wake_at` has."""
+        self.start(code, inputs=inputs, final=final, **more)
+        return self.finish(timeout_s=timeout_s, interrupt_at=interrupt_at, wake_at=wake_at)
 
-    def finish(self, *, timeout_s: float = 20, interrupt_at: str | None = None) -> dict[str, Any]:
+    def finish(self, *, timeout_s: float = 20, interrupt_at: str | None = None, wake_at: str | None = None) -> dict[str, Any]:
         seen: dict[str, bytearray] = {"stdout": bytearray(), "stderr": bytearray()}
         events: list[tuple[str, Any]] = []
         displays: list[dict[str, bytes]] = []
         done: dict[str, Any] | None = None
         deadline = time.monotonic() + timeout_s
+        wake = False
         while True:
-            ready = self._selector.select(0 if done is not None else deadline - time.monotonic())
+            left = deadline - time.monotonic()
+            ready = self._selector.select(0 if done is not None else min(left, WAKE_S) if wake else left)
             if not ready:
+                if wake and left > WAKE_S and done is None:
+                    os.kill(self.pid(), signal.SIGURG)  # as the host does (`Worker._press`)
+                    continue
                 if done is None:
                     raise TimeoutError(f"no Done within {timeout_s} s; stdout so far {bytes(seen['stdout'])[-2000:]!r}")
                 break
@@ -164,6 +174,9 @@ class GuestProcess:
                 if interrupt_at is not None and interrupt_at.encode() in seen["stdout"]:
                     interrupt_at = None
                     self.interrupt()
+                    wake = True
+                if wake_at is not None and wake_at.encode() in seen["stdout"]:
+                    wake_at, wake = None, True
             if pipes or done is not None:
                 if not pipes:
                     break

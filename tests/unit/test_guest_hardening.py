@@ -161,17 +161,41 @@ def test_interrupt_ends_the_cell_and_not_the_session(guest, loop):
     assert done(guest, "1 + 1")["value"] == 2
 
 
+def test_an_interrupt_that_came_just_before_a_call_blocks_is_seen_when_the_call_is_woken(guest):
+    """`operator.call` in a loop of C: the interpreter does not look for signals between the two."""
+    race = "import ctypes, operator, time\nprint('running', flush=True)\n"
+    race += "[*map(operator.call, (ctypes.CDLL(None)['raise'], time.sleep), (2, 60))]"
+    got = guest.run(race, wake_at="running")
+    assert (got["done"]["interrupted"], got["done"]["error"]["type"]) == (True, "KeyboardInterrupt")
+    assert done(guest, "1 + 1")["value"] == 2
+
+
+def test_a_wake_alone_disturbs_nobody(guest):
+    slept = (
+        "import time\nprint('running', flush=True)\nbefore = time.monotonic()\ntime.sleep(0.2)\ntime.monotonic() - before >= 0.2"
+    )
+    assert guest.run(slept, wake_at="running")["done"]["value"] is True
+
+
 def test_interrupt_of_an_async_cell_cancels_it(guest):
     got = guest.run("import asyncio\nprint('running', flush=True)\nawait asyncio.sleep(60)", interrupt_at="running")
     assert (got["done"]["interrupted"], got["done"]["error"]["type"]) == (True, "KeyboardInterrupt")
     assert done(guest, "await asyncio.sleep(0, 5)")["value"] == 5
 
 
-def test_interrupts_while_no_cell_runs_are_dropped(guest):
+def test_an_interrupt_that_was_for_the_cell_before_is_dropped(guest):
     for _ in range(20):
         guest.interrupt()
-        got = done(guest, "1 + 1")
+        got = guest.run("1 + 1", late_interrupt=True)["done"]
         assert (got["value"], got["interrupted"]) == (2, False)
+
+
+def test_an_interrupt_before_the_first_line_ends_the_cell(guest):
+    for _ in range(20):
+        guest.interrupt()
+        got = done(guest, "ran = True")
+        assert (got["interrupted"], got["error"]["type"]) == (True, "KeyboardInterrupt")
+    assert done(guest, "'ran' in globals()")["value"] is False
 
 
 def test_handler_of_one_cell_does_not_catch_the_interrupt_of_the_next(guest):

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from onetrip import outputs, wire, worker
+from onetrip import insistence, outputs, wire, worker
 from onetrip.errors import PlatformError, SandboxFailed
 from onetrip.model import (
     Cell,
@@ -52,7 +52,7 @@ class FakeSandbox:
         self.folder = folder
         self.reading = Reading(1000, 2000, 0)
         self.disk = 0
-        self.interrupts, self.kills = 0, 0
+        self.interrupts, self.wakes, self.kills = 0, 0, 0
         self.interrupted = asyncio.Event()
         self.dies_when_killed = True
         self.applied: Limits | None = None
@@ -75,7 +75,10 @@ class FakeSandbox:
             raise ProcessLookupError("the guest's process has ended")
         self.applied = limits
 
-    def interrupt(self):
+    def interrupt(self, *, again=False):
+        if again:
+            self.wakes += 1
+            return
         self.interrupts += 1
         self.interrupted.set()
 
@@ -533,7 +536,7 @@ def test_what_does_not_hear_the_interrupt_is_killed(play):
         result = result_of(await perform(one, sandbox, deaf, timeout_s=0.05))
         assert (result.status, result.limit.name, result.session.survived) == ("limit_exceeded", "wall", False)
         assert result.error.type == "LimitExceeded"
-        assert sandbox.interrupts == 1
+        assert (sandbox.interrupts, sandbox.wakes) == (1, insistence.WAKES - 1)
         assert sandbox.kills >= 1
 
     play(test)

@@ -1,15 +1,16 @@
 """Signals: the program may be interrupted, our own code may not.
 
 Outside of `Gate.run` every signal is blocked in this thread, so that neither an interrupt nor an alarm of the program's can
-raise in the middle of an answer.  An interrupt that arrives while no cell runs is dropped; every other signal stays pending
-and reaches the program in its next cell.
+raise in the middle of an answer.  A signal that arrives meanwhile stays pending and reaches the program in its next cell; an
+interrupt that was for the cell before is dropped (`Gate.drop_interrupt`).
 """
 
 # The C functions themselves: the wrappers in `signal` build enum sets, which costs more than the system calls.
 from _signal import default_int_handler, pthread_sigmask, set_wakeup_fd, signal  # type: ignore[import-not-found]  # no stubs
 from collections.abc import Callable
 from functools import partial
-from signal import SIG_BLOCK, SIG_DFL, SIG_IGN, SIG_SETMASK, SIGCHLD, SIGINT, SIGKILL, SIGSTOP, valid_signals
+from operator import is_
+from signal import SIG_BLOCK, SIG_DFL, SIG_IGN, SIG_SETMASK, SIGCHLD, SIGINT, SIGKILL, SIGSTOP, SIGURG, valid_signals
 from typing import Final, cast
 
 from .own import OWN as __builtins__  # noqa: F401  # see own.py
@@ -18,7 +19,7 @@ from .own import OWN as __builtins__  # noqa: F401  # see own.py
 _FAULTS: Final = frozenset({4, 5, 7, 8, 11, 31})  # ILL TRAP BUS FPE SEGV SYS
 _ALL: Final = tuple(sorted({int(s) for s in valid_signals()} - _FAULTS - {int(SIGKILL), int(SIGSTOP)}))
 _INT, _BLOCK, _SET, _IGNORE = int(SIGINT), int(SIG_BLOCK), int(SIG_SETMASK), int(SIG_IGN)
-_CHILD, _DEFAULT = int(SIGCHLD), int(SIG_DFL)
+_CHILD, _DEFAULT, _WAKE = int(SIGCHLD), int(SIG_DFL), int(SIGURG)
 
 
 def block_all() -> set[int]:
@@ -46,6 +47,15 @@ def forget_zygote() -> None:
     signal(_CHILD, _DEFAULT)
 
 
+def be_wakeable() -> None:
+    """Let SIGURG, by default ignored, end a system call and do nothing else.
+
+    An interrupt that comes between the interpreter's last look and the call of, say, `sleep` is not seen until that returns.
+    The host wakes the call; before Python begins it again it runs the handlers of all signals that have come (PEP 475).
+    """
+    signal(_WAKE, is_)  # any function in C that takes two objects: no frame of ours is in the program's way
+
+
 def restore(mask: set[int]) -> None:
     """May raise at once what a signal that waited raises."""
     pthread_sigmask(_SET, mask)
@@ -62,6 +72,10 @@ class Gate:
         """Block all signals; the program's mask is kept for its next cell."""
         self._mask = block_all()
 
+    def drop_interrupt(self) -> None:
+        """Precondition: `shut`. One that waits is discarded."""
+        signal(_INT, _IGNORE)  # POSIX: discards what is pending (sigaction, "SIG_IGN")
+
     def run(self, action: Callable[[], object]) -> None:
         """Run the program's code. What it raised, interrupts included, is in `failure` afterwards.
 
@@ -72,7 +86,6 @@ class Gate:
         finished = False
         try:
             try:
-                signal(_INT, _IGNORE)  # POSIX: this discards a pending interrupt, one that came while no cell ran
                 signal(_INT, default_int_handler)
                 restore(self._mask)
                 action()

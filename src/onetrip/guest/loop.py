@@ -28,7 +28,7 @@ from .channel import Channel
 from .display import Displays
 from .ending import note_handlers
 from .hooks import Hook
-from .interrupts import block_all, forget_zygote
+from .interrupts import be_wakeable, block_all, forget_zygote
 from .own import OWN as __builtins__  # noqa: F401  # see own.py
 from .policy import ModulePolicy
 from .runner import Runner
@@ -149,6 +149,7 @@ def arm(*, own_pid: int | None) -> tuple[tuple[int, int], ...]:
     (address, bytes) that need random bytes in each fork.
     """
     forget_zygote()
+    be_wakeable()
     note_handlers()
     _made[-1].arm()
     return reseed.places(own_pid)
@@ -228,6 +229,8 @@ def _execute(execute: wire.Execute, runner: Runner, channel: Channel) -> None:
         if not execute.final:
             _HOOK.be_notebook()
         inputs = execute.parts[1] if len(execute.parts) > 1 else b""
+        if execute.late_interrupt:
+            runner.drop_interrupt()
         body = runner.run(execute.cell, execute.parts[0], inputs, final=execute.final)
     except MemoryError:
         body = _OUT_OF_MEMORY

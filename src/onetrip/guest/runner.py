@@ -127,6 +127,10 @@ class Runner:
         if self._loop is not None:
             self._loop.close()
 
+    def drop_interrupt(self) -> None:
+        """One that came too late for the cell before is not for the next one."""
+        self._gate.drop_interrupt()
+
     def run(self, cell: int, source: bytes, inputs: bytes, *, final: bool) -> bytes:
         """Run one cell and return the body of its `Done`."""
         name = f"<cell {cell}>"

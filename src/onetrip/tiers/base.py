@@ -128,8 +128,8 @@ class Sandbox(Protocol):
         """A checkpoint that is needed by one less; by nobody: end it."""
         ...
 
-    def interrupt(self) -> None:
-        """Like Ctrl-C, for the session's process only."""
+    def interrupt(self, *, again: bool = False) -> None:
+        """Like Ctrl-C, for the session's process only. `again`: no second one, but if the first came as a system call began, wake that."""
         ...
 
     def kill(self) -> None:

@@ -298,13 +298,14 @@ class JailSandbox:
         self.room.release(pid)
         self._count_asleep(-1)
 
-    def interrupt(self) -> None:
+    def interrupt(self, *, again: bool = False) -> None:
         """To the main thread, whose it is: if another one took it while the guest's code holds it back there, it would raise in that code."""
         if self._closed or (handle := self._processes.handle) < 0:
             return
+        number = signal.SIGURG if again else signal.SIGINT
         for flags in (_SIGNAL_THREAD, 0):  # a kernel before 6.9 can only send it to the whole process
             try:
-                signal.pidfd_send_signal(handle, signal.SIGINT, None, flags)
+                signal.pidfd_send_signal(handle, number, None, flags)
             except ProcessLookupError:
                 return
             except OSError as err:

@@ -191,7 +191,7 @@ def _decode(kinds: Mapping[str, Any], header: bytes, payload: memoryview) -> Any
 _TYPES: Final[Mapping[str, type]] = {
     **dict.fromkeys(("run", "python", "step", "detail", "why", "note", "workspace", "tool", "path"), str),
     **dict.fromkeys(("cell", "version", "errno", "number", "live", "checkpoint", "ordinal", "asked", "answered"), int),
-    **dict.fromkeys(("final", "is_result", "branch", "failed"), bool),
+    **dict.fromkeys(("final", "late_interrupt", "is_result", "branch", "failed"), bool),
     **dict.fromkeys(("held", "mimes"), tuple),  # of names
     "session": dict,
 }

@@ -23,6 +23,7 @@ class Execute:
     cell: int  # 1, 2, 3 …: names the cell in tracebacks
     final: bool  # a one-shot: join threads and run exit handlers before answering, as an ending program does
     parts: Sequence[bytes] = ()  # [source as UTF-8, inputs as a JSON object]
+    late_interrupt: bool = False  # the cell before was interrupted, perhaps too late: an interrupt that waits is not for this one
 
 
 @dataclass(frozen=True, slots=True)
