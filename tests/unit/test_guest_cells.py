@@ -307,3 +307,22 @@ def test_session_does_not_run_exit_handlers_or_finalisers(guest):
 def test_shutdown_is_answered_with_goodbye(guest):
     assert type(guest.shutdown()).__name__ == "Goodbye"
     assert guest.process.wait(10) == 0
+
+
+def test_a_finaliser_that_parses_does_not_break_the_parsing_of_the_next_cell(guest):
+    """The collector runs it in the middle of that; CPython keeps one count of the depth for both."""
+    program = """
+import ast, gc
+class Parses:
+    def __del__(self):
+        ast.parse("a = 1 + 2")
+        garbage()
+def garbage():
+    one = Parses()
+    one.me = one
+garbage()
+gc.set_threshold(50)
+"""
+    guest.run(program)
+    long = "\n".join(f"x{n} = max(1, 2 + {n})" for n in range(100))
+    assert guest.run(f"{long}\nx99, gc.isenabled()")["done"]["value"] == [101, True]

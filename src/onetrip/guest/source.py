@@ -6,6 +6,7 @@ an ordinary program is never touched.
 
 import __future__
 
+import gc
 import linecache
 from _ast import Expr, Expression, PyCF_ALLOW_TOP_LEVEL_AWAIT, PyCF_ONLY_AST
 from types import CodeType
@@ -74,6 +75,20 @@ def _is_silenced(source: str, node: Any) -> bool:
 
 
 def _parse(source: str, name: str, futures: int) -> Any:
+    try:
+        return _parse_once(source, name, futures)
+    except SystemError:  # a finalizer that the collector ran meanwhile used `ast`, too (python/cpython#106905)
+        pass
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        return _parse_once(source, name, futures)
+    finally:
+        if collects:
+            gc.enable()
+
+
+def _parse_once(source: str, name: str, futures: int) -> Any:
     flags = futures | PyCF_ONLY_AST | PyCF_ALLOW_TOP_LEVEL_AWAIT
     try:
         return compile(source, name, "exec", flags, True)
