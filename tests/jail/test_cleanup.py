@@ -239,6 +239,7 @@ def started(pid: int) -> str | None:
 def test_ctrl_c_in_the_caller_ends_the_program(temporary):
     program = """
         import onetrip, signal
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # it is ignored in what a shell runs in the background
         with onetrip.local(warm=0) as ot:
             try:
                 for event in ot.stream("import time\\nprint('on', flush=True)\\nwhile True: time.sleep(1)"):

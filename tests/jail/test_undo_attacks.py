@@ -360,7 +360,8 @@ def test_an_orphan_that_reads_the_channel_costs_the_cells_until_it_is_gone(targe
     """
     assert run(target, steal).status == "completed"
     lost, result = 1, target.run("kept = 3", timeout_s=0.3)
-    while result.status == "completed" and lost < 5:  # who of the two waits first gets the message
+    give_up = time.monotonic() + 20
+    while result.status == "completed" and time.monotonic() < give_up:  # who of the two waits first gets the message
         lost, result = lost + 1, target.run("kept = 3", timeout_s=0.3)
     note = f"{lost} cells before it are lost, too: they had no checkpoint"
     assert (result.status, result.session) == (
@@ -383,7 +384,8 @@ def test_an_orphan_that_answers_in_the_guests_place_is_the_programs_own_word_and
     """
     assert run(target, answer).status == "completed"
     texts = [target.run("kept = 3").text]
-    while texts[-1] is None and len(texts) < 5:  # who of the two waits first gets the message
+    give_up = time.monotonic() + 20
+    while texts[-1] is None and time.monotonic() < give_up:  # who of the two waits first gets the message; the orphan may be late
         texts.append(target.run("kept = 3").text)
     assert texts[-1] == "forged"
     assert target.undo(len(texts) + 1).cells == 3
