@@ -12,7 +12,7 @@ import time
 from collections.abc import Coroutine
 from typing import Any, Final
 
-from onetrip.errors import OnetripError, Overloaded
+from onetrip.errors import OnetripError, Overloaded, SandboxFailed
 from onetrip.model import Limits
 from onetrip.tiers.base import Donation, LaunchSpec, Tier
 from onetrip.worker import Worker
@@ -116,6 +116,12 @@ class Pool:
                 worker = Worker(await self._tier.launch(spec))
                 try:
                     await worker.start()
+                except OSError as err:
+                    await worker.aclose()
+                    raise SandboxFailed(
+                        f"a new sandbox cannot be looked at: {err.strerror}",
+                        hint="Raise the limit (`ulimit -n`), or close sessions.",
+                    ) from err
                 except BaseException:
                     await worker.aclose()
                     raise

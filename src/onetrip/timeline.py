@@ -173,6 +173,12 @@ class Timeline:
         """Make a checkpoint of the present. What stands in the way is said in `note`. Raises SandboxFailed when the guest is lost."""
         if self.present is not None:
             return  # the cell was taken back
+        try:
+            await self._keep()
+        except OSError as err:  # of the host, as when it may open no more files
+            self.note = f"no checkpoint: {err.strerror}"
+
+    async def _keep(self) -> None:
         self.note = await self._shortage()
         if self.note is not None:
             return

@@ -200,14 +200,17 @@ def test_a_temporary_folder_with_a_long_name_works(temporary):
     assert list(long.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.spec("END-03")
-def test_a_host_out_of_descriptors_says_so_and_recovers(temporary):
+@pytest.mark.parametrize("few", range(26, 37))
+def test_a_host_out_of_descriptors_says_so_and_recovers(temporary, few):
+    """A session has about ten: with eleven numbers in a row each step meets the limit once."""
     program = """
-        import onetrip, os, resource
+        import onetrip, os, resource, sys
         with onetrip.local(warm=0) as ot:
             ot.run("1")
             used = max(map(int, os.listdir("/proc/self/fd")))
-            resource.setrlimit(resource.RLIMIT_NOFILE, (used + 30, 4096))
+            resource.setrlimit(resource.RLIMIT_NOFILE, (used + int(sys.argv[1]), 4096))
             sessions, failure = [], None
             while failure is None:
                 try:
@@ -221,7 +224,12 @@ def test_a_host_out_of_descriptors_says_so_and_recovers(temporary):
     """
     environ = {**os.environ, "TMPDIR": str(temporary)}
     ran = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, env=environ, timeout=60, check=False
+        [sys.executable, "-c", textwrap.dedent(program), str(few)],
+        capture_output=True,
+        text=True,
+        env=environ,
+        timeout=60,
+        check=False,
     )
     assert (ran.stderr, ran.returncode) == ("", 0)
     assert ran.stdout.splitlines() in (["SandboxFailed True", "2"], ["Unavailable True", "2"])

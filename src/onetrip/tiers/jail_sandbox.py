@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import dataclasses
-import errno
 import functools
 import os
 import resource
@@ -16,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from onetrip.errors import SandboxFailed
 from onetrip.jail import cgroup, mounts, usage
 from onetrip.model import Isolation, Level, Limits
 from onetrip.removal import used_bytes
@@ -229,17 +229,24 @@ class JailSandbox:
     def follow(self, live: int, sender: Sequence[tuple[int, int, bytes]]) -> None:
         self._processes.follow(live, sender)
         self._exit = None
-        with contextlib.suppress(OSError):  # it has ended, which is told of elsewhere
-            pid = outside_of(self._processes.handle)
-            # The first process of a branch is moved, which takes 10 to 20 ms (docs/decisions/001); those after it are there by birth.
-            if (self._on_leave or self._of) and self._group is not None and not self._group.holds(pid):
-                self._group.adopt(pid)
-            self._bound_processes(pid)
-            if self._group is not None:
-                # What checkpoints hold is not to be had, so that it is still a MemoryError which comes first.
-                free = max(0, self._limits.memory_mb * _MIB - self._group.usage().memory_bytes)
-                data_bytes = self._statm(live)[1] + free * 15 // 16
-                resource.prlimit(pid, resource.RLIMIT_DATA, (min(data_bytes, self._data_bytes), self._data_bytes))
+        try:
+            self._bound_live(live)
+        except OSError as err:
+            if not isinstance(err, ProcessLookupError | FileNotFoundError):  # else it has ended, which is told of elsewhere
+                raise SandboxFailed(f"the bounds of the session's process could not be set: {err.strerror}") from err
+
+    def _bound_live(self, live: int) -> None:
+        if (pid := outside_of(self._processes.handle)) < 0:
+            return  # it is gone
+        # The first process of a branch is moved, which takes 10 to 20 ms (docs/decisions/001); those after it are there by birth.
+        if (self._on_leave or self._of) and self._group is not None and not self._group.holds(pid):
+            self._group.adopt(pid)
+        self._bound_processes(pid)
+        if self._group is not None:
+            # What checkpoints hold is not to be had, so that it is still a MemoryError which comes first.
+            free = max(0, self._limits.memory_mb * _MIB - self._group.usage().memory_bytes)
+            data_bytes = self._statm(live)[1] + free * 15 // 16
+            resource.prlimit(pid, resource.RLIMIT_DATA, (min(data_bytes, self._data_bytes), self._data_bytes))
 
     def _count_asleep(self, more: int) -> None:
         self._processes.asleep += more
@@ -304,14 +311,8 @@ class JailSandbox:
             return
         number = signal.SIGURG if again else signal.SIGINT
         for flags in (_SIGNAL_THREAD, 0):  # a kernel before 6.9 can only send it to the whole process
-            try:
+            with contextlib.suppress(OSError):  # the kernel does not know the flag, or the process is gone
                 signal.pidfd_send_signal(handle, number, None, flags)
-            except ProcessLookupError:
-                return
-            except OSError as err:
-                if err.errno != errno.EINVAL:
-                    return
-            else:
                 return
 
     def kill(self) -> None:
