@@ -1,6 +1,7 @@
 """Branches of a live session in the real kernel: what they share with it, what they do not, and how everything ends."""
 
 import contextlib
+import errno
 import os
 import re
 import textwrap
@@ -359,3 +360,20 @@ def test_a_branch_is_in_a_control_group_of_its_own_and_has_no_way_to_another(ses
         assert len(moved) == 1
         # By a file of a control group a program could move others, with the rights of who opened it.
         assert not [path for path in value(branch, held) if path.endswith(("tasks", "cgroup.procs"))]
+
+
+@pytest.mark.spec("FRK-02")
+def test_a_branch_that_cannot_be_moved_to_its_group_does_not_run(session, value, monkeypatch):
+    if not has_groups(session.run("kept = 1")):
+        pytest.skip("no control groups for this user")
+
+    def out_of_files(_group, _pid):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cgroup.Group, "adopt", out_of_files)
+        with pytest.raises(SandboxFailed, match="Too many open files"):
+            session.fork()
+    assert value(session, "kept") == 1
+    with session.fork() as branch:
+        assert value(branch, "kept") == 1
