@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from onetrip.errors import OnetripError, Overloaded, SandboxFailed
 from onetrip.model import Limits
-from onetrip.tiers.base import Donation, LaunchSpec, Tier
+from onetrip.tiers.base import Donation, LaunchSpec, SandboxDied, Tier
 from onetrip.worker import Worker
 
 Key = tuple[str, str]  # environment, node
@@ -118,6 +118,8 @@ class Pool:
                     await worker.start()
                 except OSError as err:
                     await worker.aclose()
+                    if isinstance(err, ProcessLookupError | FileNotFoundError):
+                        raise SandboxDied("its process ended before it was looked at") from err
                     raise SandboxFailed(
                         f"a new sandbox cannot be looked at: {err.strerror}",
                         hint="Raise the limit (`ulimit -n`), or close sessions.",

@@ -59,7 +59,7 @@ def test_what_cannot_be_interrupted_is_taken_back(session, value, program):
     began = time.monotonic()
     result = session.run(f"kept = 2\n{program}", timeout_s=0.3)
     assert (*hit(result), result.session.rolled_back) == ("limit_exceeded", "wall", True, True)
-    assert time.monotonic() - began < 30  # and not the session's minute
+    assert time.monotonic() - began < 5
     assert value(session, "kept") == 1
 
 
@@ -71,7 +71,7 @@ def test_what_cannot_be_interrupted_is_killed(ot, program):
         began = time.monotonic()
         result = session.run(program, timeout_s=0.3)
         assert hit(result) == ("limit_exceeded", "wall", False)
-        assert time.monotonic() - began < 30  # and not the session's minute
+        assert time.monotonic() - began < 5
         with pytest.raises(onetrip.SessionGone):
             session.run("1")
 
@@ -108,7 +108,7 @@ def test_an_interrupt_that_is_ignored_kills_after_the_grace_period(ot, checkpoin
                 began = time.monotonic()
             if isinstance(event, Done):
                 result = event.result
-        assert 0.9 < time.monotonic() - began < 30
+        assert 0.9 < time.monotonic() - began < 5
     survives = checkpoints > 0
     assert (result.status, result.session.survived, result.session.rolled_back) == ("interrupted", survives, survives)
 

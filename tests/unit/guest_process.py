@@ -159,7 +159,7 @@ class GuestProcess:
             ready = self._selector.select(0 if done is not None else min(left, WAKE_S) if wake else left)
             if not ready:
                 if wake and left > WAKE_S and done is None:
-                    os.kill(self.pid(), signal.SIGURG)  # as the host does (`Worker._press`)
+                    os.kill(self.pid(), signal.SIGURG)  # as the host does (`onetrip.insistence`)
                     continue
                 if done is None:
                     raise TimeoutError(f"no Done within {timeout_s} s; stdout so far {bytes(seen['stdout'])[-2000:]!r}")

@@ -6,9 +6,9 @@ an ordinary program is never touched.
 
 import __future__
 
-import gc
 import linecache
 from _ast import Expr, Expression, PyCF_ALLOW_TOP_LEVEL_AWAIT, PyCF_ONLY_AST
+from gc import disable, enable, isenabled  # the functions themselves: the program may replace them in their module
 from types import CodeType
 from typing import Any, Final, NamedTuple
 
@@ -79,13 +79,13 @@ def _parse(source: str, name: str, futures: int) -> Any:
         return _parse_once(source, name, futures)
     except SystemError:  # a finalizer that the collector ran meanwhile used `ast`, too (python/cpython#106905)
         pass
-    collects = gc.isenabled()
-    gc.disable()
+    collects = isenabled()
+    disable()
     try:
         return _parse_once(source, name, futures)
     finally:
         if collects:
-            gc.enable()
+            enable()
 
 
 def _parse_once(source: str, name: str, futures: int) -> Any:
